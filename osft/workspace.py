@@ -50,13 +50,13 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     # mkstemp makes files private; the volume is shared by pods that run under other user ids.
-    os.chmod(descriptor, 0o664)
+    Path(temporary).chmod(0o664)
     try:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -67,6 +67,11 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON (numpy scalars and dataclasses included), atomically."""
     with atomic_file(path) as file:
         file.write(to_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file."""
+    return orjson.loads(path.read_bytes())
 
 
 def to_json(value: Any) -> bytes:
@@ -97,11 +102,11 @@ def replace_directory(source: Path, target: Path) -> None:
     """
     if target.exists():
         aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-        os.replace(target, aside / target.name)
-        os.replace(source, target)
+        target.replace(aside / target.name)
+        source.replace(target)
         shutil.rmtree(aside)
     else:
-        os.replace(source, target)
+        source.replace(target)
     sync_directory(target.parent)
 
 
@@ -163,7 +168,9 @@ class Manifest:
             files = tuple(ManifestFile(**file) for file in fields.pop("files"))
             manifest = cls(files=files, **fields)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise WorkspaceError(f"{path}: no {MANIFEST_SCHEMA} manifest ({error}). Run the step before again.") from error
+            raise WorkspaceError(
+                f"{path}: no {MANIFEST_SCHEMA} manifest ({error}). Run the step before again."
+            ) from error
         if manifest.schema != MANIFEST_SCHEMA:
             raise WorkspaceError(
                 f"{path}: the manifest has schema '{manifest.schema}', not {MANIFEST_SCHEMA}. "
@@ -219,7 +226,9 @@ class Workspace:
         """
         path = (self.root / relative).resolve()
         if Path(relative).is_absolute() or not path.is_relative_to(self.root.resolve()):
-            raise WorkspaceError(f"'{relative}' leaves the workspace {self.root}. Give a path relative to it, without '..'.")
+            raise WorkspaceError(
+                f"'{relative}' leaves the workspace {self.root}. Give a path relative to it, without '..'."
+            )
         if not path.exists():
             raise MissingPathError(f"'{relative}' does not exist in the workspace {self.root}.")
         return path

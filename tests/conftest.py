@@ -50,6 +50,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         head_dim=8,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        # The default of 0.02 leaves logits so small that a frozen head could not express what is learnt.
+        initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )

@@ -35,7 +35,9 @@ def test_target_patterns_are_regular_expressions_over_module_names(model: PreTra
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_that_lists_candidates(model: PreTrainedModel) -> None:
-    with pytest.raises(ConfigError, match=r"target_patterns=\['query'\] matches no linear.*layers\.0\.self_attn\.q_proj"):
+    with pytest.raises(
+        ConfigError, match=r"target_patterns=\['query'\] matches no linear.*layers\.0\.self_attn\.q_proj"
+    ):
         find_targets(model, ["query"])
 
 

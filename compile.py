@@ -1,0 +1,160 @@
+"""Compile the pipelines to KFP IR, ready to upload: ``python compile.py`` writes ``dist/*.yaml``.
+
+What differs from one cluster to the next is set here: images, and where the shared volume is mounted. The result
+is read back and checked: a pipeline that the cluster would refuse, or start without its volume, is not written.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from google.protobuf import json_format
+from kfp.compiler import Compiler
+from kfp.dsl.base_component import BaseComponent
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+from components.images import PIPELINE_IMAGE, TRAINER_IMAGE
+from osft.errors import ConfigError
+from osft.workspace import DEFAULT_WORKSPACE_PATH, WORKSPACE_VARIABLE, atomic_file
+from pipelines.continual_learning import continual_learning
+
+PIPELINES: dict[str, BaseComponent] = {
+    # Training inside the step, on the step's own GPUs. The name without a suffix is for the one across nodes.
+    "osft-continual-learning-single-node": continual_learning,
+}
+# An image's name, then a tag, or a digest, or both.
+PINNED_IMAGE = re.compile(r"[a-z0-9][\w./:-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
+RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deployment:
+    """What one cluster sets differently from another.
+
+    Raises:
+        ConfigError: if an image has no tag or digest, or ``latest``, or the workspace path is not absolute.
+    """
+
+    image: str = PIPELINE_IMAGE
+    """Image of the CPU steps."""
+
+    trainer_image: str = TRAINER_IMAGE
+    """Image of training and evaluation."""
+
+    workspace_path: str = DEFAULT_WORKSPACE_PATH
+    """Where the shared volume is mounted in every step."""
+
+    def __post_init__(self) -> None:
+        for option, image in (("--image", self.image), ("--trainer-image", self.trainer_image)):
+            if not is_pinned(image):
+                raise ConfigError(f"{option} '{image}' needs a tag other than latest, or a digest.")
+        if not re.fullmatch(r"(/[\w.-]+)+", self.workspace_path):
+            raise ConfigError(f"--workspace-path '{self.workspace_path}' is not an absolute path below '/'.")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of every step: where the workspace is, and a model cache that outlives the pod."""
+        return {WORKSPACE_VARIABLE: self.workspace_path, "HF_HOME": f"{self.workspace_path}/cache/huggingface"}
+
+
+def is_pinned(image: str) -> bool:
+    """Return whether ``image`` names a digest, or a tag other than ``latest``."""
+    match = PINNED_IMAGE.fullmatch(image)
+    return bool(match and (match["digest"] or (match["tag"] or "latest") != "latest"))
+
+
+def compile_pipeline(pipeline: BaseComponent, target: Path, deployment: Deployment) -> None:
+    """Write ``pipeline`` for ``deployment`` to ``target``; equal inputs give equal bytes.
+
+    Raises:
+        ConfigError: if the result fails :func:`find_problems`; nothing is written then.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        draft = Path(directory) / "pipeline.yaml"
+        Compiler().compile(pipeline, str(draft))
+        text = draft.read_text()
+    specification, platform = yaml.safe_load_all(text)
+    deploy(specification, platform, deployment)
+    if problems := find_problems(specification, platform, deployment.workspace_path):
+        raise ConfigError(f"{target.name} cannot be used: {'; '.join(problems)}.")
+    # The comment at the top lists the parameters: the first thing that a reader of the file wants to know.
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    with atomic_file(target, "w") as file:
+        file.write(header)
+        yaml.safe_dump_all([specification, platform], file, sort_keys=True)
+
+
+def deploy(specification: dict[str, Any], platform: dict[str, Any], deployment: Deployment) -> None:
+    """Set the images, the mount path and the environment of ``deployment``, in place."""
+    images = {PIPELINE_IMAGE: deployment.image, TRAINER_IMAGE: deployment.trainer_image}
+    for _, container in containers(specification):
+        container["image"] = images[container["image"]]
+        container["env"] = [{"name": name, "value": value} for name, value in deployment.environment.items()]
+    for executor in kubernetes_executors(platform).values():
+        for mount in executor.get("pvcMount", []):
+            mount["mountPath"] = deployment.workspace_path
+
+
+def containers(specification: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield executor name and container of every step."""
+    for name, executor in specification["deploymentSpec"]["executors"].items():
+        yield name, executor["container"]
+
+
+def kubernetes_executors(platform: dict[str, Any]) -> dict[str, Any]:
+    """Return what Kubernetes is told of each executor."""
+    return platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def find_problems(specification: dict[str, Any], platform: dict[str, Any], workspace_path: str) -> list[str]:
+    """Return what is wrong with a compiled pipeline, one sentence each; nothing wrong, an empty list."""
+    problems = []
+    try:
+        json_format.ParseDict(specification, PipelineSpec())
+    except json_format.ParseError as error:
+        problems.append(f"it is not KFP IR: {error}")
+    for name, container in containers(specification):
+        resources = container.get("resources", {})
+        missing = [resource for resource in RESOURCES if not resources.get(f"resource{resource}")]
+        if missing:
+            problems.append(f"{name} has no {', '.join(missing)}")
+        if not is_pinned(container["image"]):
+            problems.append(f"{name} runs in '{container['image']}', which has no tag or digest, or latest")
+        if any("pip install" in part for part in container["command"]):
+            problems.append(f"{name} installs packages when it starts")
+        mounts = kubernetes_executors(platform).get(name, {}).get("pvcMount", [])
+        if [mount["mountPath"] for mount in mounts] != [workspace_path]:
+            problems.append(f"{name} does not mount the workspace at {workspace_path}")
+    return problems
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("dist"),
+    image: Annotated[str, typer.Option(help="Image of the CPU steps.")] = PIPELINE_IMAGE,
+    trainer_image: Annotated[str, typer.Option(help="Image of training and evaluation.")] = TRAINER_IMAGE,
+    workspace_path: Annotated[str, typer.Option(help="Mount path of the shared volume.")] = DEFAULT_WORKSPACE_PATH,
+    list_only: Annotated[bool, typer.Option("--list", help="List the pipelines and write nothing.")] = False,
+) -> None:
+    """Compile the pipelines to KFP IR, ready to upload to Data Science Pipelines."""
+    if list_only:
+        for name, pipeline in PIPELINES.items():
+            typer.echo(f"{name}.yaml  {pipeline.description}")
+        return
+    try:
+        deployment = Deployment(image=image, trainer_image=trainer_image, workspace_path=workspace_path)
+        for name, pipeline in PIPELINES.items():
+            target = output / f"{name}.yaml"
+            compile_pipeline(pipeline, target, deployment)
+            typer.echo(f"wrote {target}")
+    except (ConfigError, OSError) as error:
+        typer.echo(f"compile.py: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

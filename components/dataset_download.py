@@ -1,0 +1,31 @@
+"""Step 1: a dataset URI to rows on the workspace."""
+
+from kfp import dsl
+
+from components.images import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> None:
+    """Fetch the dataset and write it as JSON lines to ``runs/<run_id>/raw``.
+
+    Args:
+        run_id: id of the pipeline run.
+        uri: ``pvc://``, a path, ``hf://``, ``https://`` or ``s3://``.
+        rows: manifest of ``rows.jsonl`` and ``source.json``.
+    """
+    from osft.data.sources import download_dataset
+    from osft.logs import configure_logging
+    from osft.workspace import Workspace, read_json
+
+    configure_logging()
+    workspace = Workspace.from_environment()
+    manifest = workspace.complete(
+        run_id,
+        "raw",
+        inputs={"uri": uri},
+        work=lambda directory: download_dataset(uri, directory, workspace=workspace),
+    )
+    source = read_json(workspace.resolve(manifest.path) / "source.json")
+    rows.metadata.update(path=manifest.path, uri=source["uri"], rows=source["rows"], sha256=source["sha256"])
+    manifest.save(rows.path)

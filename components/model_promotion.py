@@ -1,0 +1,38 @@
+"""Step 6: a model that passed becomes the newest version of its name."""
+
+from kfp import dsl
+
+from components.images import PIPELINE_IMAGE
+
+
+@dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
+def model_promotion(
+    run_id: str,
+    model_name: str,
+    tuned: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    promoted: dsl.Output[dsl.Model],
+) -> None:
+    """Publish the model as ``models/<model_name>/vNNNN`` with ``lineage.json``.
+
+    Args:
+        run_id: id of the pipeline run.
+        model_name: name whose newest version this becomes.
+        tuned: manifest of the trained model.
+        evaluation: manifest of the results that let it pass.
+        promoted: manifest of the published version.
+    """
+    from osft.logs import configure_logging
+    from osft.promotion import promote_model
+    from osft.workspace import Manifest, Workspace
+
+    configure_logging()
+    manifest = promote_model(
+        Workspace.from_environment(),
+        run_id=run_id,
+        model_name=model_name,
+        training=Manifest.load(tuned.path),
+        evaluation=Manifest.load(evaluation.path),
+    )
+    promoted.metadata.update(path=manifest.path, run_id=run_id)
+    manifest.save(promoted.path)

@@ -1,0 +1,87 @@
+"""Step 4: OSFT on the tokenized rows, on the step's own GPUs."""
+
+from kfp import dsl
+
+from components.images import TRAINER_IMAGE
+
+
+@dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
+def osft_training(
+    run_id: str,
+    model: str,
+    unfreeze_rank_ratio: float,
+    learning_rate: float,
+    num_epochs: int,
+    effective_batch_size: int,
+    max_tokens_per_gpu: int,
+    max_seq_len: int,
+    lr_scheduler: str,
+    warmup_steps: int,
+    target_patterns: list,
+    use_liger: bool,
+    seed: int,
+    processed: dsl.Input[dsl.Dataset],
+    tuned: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    loss_chart: dsl.Output[dsl.HTML],
+) -> None:
+    """Train with ``osft()`` and write the model to ``runs/<run_id>/training/final``.
+
+    Args:
+        run_id: id of the pipeline run.
+        model: base model, a Hugging Face id or a folder.
+        unfreeze_rank_ratio: share of each weight's singular directions that may move, 0 to 1.
+        learning_rate: peak learning rate.
+        num_epochs: passes over the data.
+        effective_batch_size: samples per optimizer step.
+        max_tokens_per_gpu: most tokens through the model at once.
+        max_seq_len: longest row in tokens.
+        lr_scheduler: schedule's name in transformers.
+        warmup_steps: steps of linear warm-up.
+        target_patterns: regular expressions over module names; empty: every linear of attention and MLP.
+        use_liger: patch the model with Liger kernels.
+        seed: seed of the order of the rows.
+        processed: manifest of the tokenized rows.
+        tuned: manifest of the trained model.
+        metrics: losses, steps, seconds.
+        loss_chart: loss over the steps.
+    """
+    import shutil
+    from typing import Any
+
+    from osft import osft
+    from osft.logs import configure_logging
+    from osft.training.loop import TrainingResult
+    from osft.workspace import Manifest, Workspace
+
+    configure_logging()
+    workspace = Workspace.from_environment()
+    parameters: dict[str, Any] = {
+        "model_path": workspace.locate(model),
+        "unfreeze_rank_ratio": unfreeze_rank_ratio,
+        "learning_rate": learning_rate,
+        "num_epochs": num_epochs,
+        "effective_batch_size": effective_batch_size,
+        "max_tokens_per_gpu": max_tokens_per_gpu,
+        "max_seq_len": max_seq_len,
+        "lr_scheduler": lr_scheduler,
+        "warmup_steps": warmup_steps,
+        "target_patterns": target_patterns or None,
+        "use_liger": use_liger,
+        "seed": seed,
+    }
+    data_path = str(workspace.directory_of(processed.path) / "train.parquet")
+    manifest = workspace.complete(
+        run_id,
+        "training",
+        inputs={**parameters, "processed": Manifest.load(processed.path).fingerprint},
+        work=lambda directory: osft(
+            **parameters, data_path=data_path, use_processed_dataset=True, ckpt_output_dir=str(directory)
+        ),
+    )
+    result = TrainingResult.load(workspace.resolve(manifest.path))
+    for name in ("first_loss", "final_loss", "steps", "samples", "trainable_parameters", "seconds"):
+        metrics.log_metric(f"train_{name}", getattr(result, name))
+    shutil.copyfile(result.loss_chart, loss_chart.path)
+    tuned.metadata.update(path=f"{manifest.path}/final", base=model)
+    manifest.save(tuned.path)

@@ -1,0 +1,218 @@
+"""The public call: ``osft()`` and its class form, their checks, and the choice of the backend."""
+
+import difflib
+import importlib.util
+import logging
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from osft.config import TrainingConfig
+from osft.errors import ConfigError, MissingPathError, TrainingError
+from osft.logs import ensure_logging
+from osft.workspace import write_json
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("native", "mini-trainer")
+CONFIG_NAME = "config.json"
+
+
+def osft(
+    model_path: str,
+    data_path: str,
+    unfreeze_rank_ratio: float,
+    effective_batch_size: int,
+    max_tokens_per_gpu: int,
+    max_seq_len: int,
+    learning_rate: float,
+    ckpt_output_dir: str,
+    data_output_dir: str | None = None,
+    backend: str = "native",
+    target_patterns: list[str] | None = None,
+    seed: int | None = None,
+    use_liger: bool | None = None,
+    use_processed_dataset: bool | None = None,
+    unmask_messages: bool | None = None,
+    is_pretraining: bool | None = None,
+    block_size: int | None = None,
+    document_column_name: str | None = None,
+    lr_scheduler: str | None = None,
+    warmup_steps: int | None = None,
+    lr_scheduler_kwargs: dict[str, str] | None = None,
+    checkpoint_at_epoch: bool | None = None,
+    save_final_checkpoint: bool | None = None,
+    num_epochs: int | None = None,
+    nproc_per_node: int | None = None,
+    nnodes: int | None = None,
+    node_rank: int | None = None,
+    rdzv_id: int | None = None,
+    rdzv_endpoint: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Fine-tune a model on new data in the directions that it does not use for what it knows.
+
+    Every target weight ``W0`` ends as ``W`` with ``U_k^T (W - W0) = 0`` and ``(W - W0) V_k = 0``, where ``U_k`` and
+    ``V_k`` are its leading singular directions (arXiv:2504.07097). What is not a target does not change.
+
+    ``None`` means the default of :class:`osft.config.TrainingConfig`.
+
+    Args:
+        model_path: local folder or Hugging Face id of a causal language model with safetensors weights.
+        data_path: JSONL of messages or documents; with ``use_processed_dataset``, JSONL or parquet of token ids.
+        unfreeze_rank_ratio: share of each weight's singular directions that may move, 0 to 1. 0.25 keeps most of
+            what the model does; 0.5 and above adapt more.
+        effective_batch_size: samples per optimizer step, over all processes and micro-batches.
+        max_tokens_per_gpu: most tokens, padding included, that one process takes through the model at once.
+        max_seq_len: longest sample in tokens; longer ones are left out, counted and logged.
+        learning_rate: peak learning rate of AdamW.
+        ckpt_output_dir: folder for checkpoints, metrics and the final model.
+        data_output_dir: folder for validated and tokenized data. Default: ``data`` in ``ckpt_output_dir``.
+        backend: ``"native"``, this library's engine, or ``"mini-trainer"``, which hands the same arguments to the
+            package training-hub.
+        target_patterns: regular expressions; a linear whose module name contains a match is trained. Default:
+            every linear of attention and MLP.
+        seed: seed of the order of the samples and of PyTorch. Default: 42.
+        use_liger: patch the model with Liger kernels; needs the package liger-kernel and a GPU. Default: False.
+        use_processed_dataset: the data has ``input_ids`` and ``labels`` already. Default: False.
+        unmask_messages: train on all messages but the system's. Default: False, the assistant's alone.
+        is_pretraining: the data are documents, cut into blocks. Default: False.
+        block_size: tokens in a block; needed with ``is_pretraining``.
+        document_column_name: column of the documents. Default: ``"document"``.
+        lr_scheduler: a schedule's name in transformers. Default: ``"cosine"``.
+        warmup_steps: optimizer steps of linear warm-up. Default: 0.
+        lr_scheduler_kwargs: further arguments of the schedule; numbers may be given as text.
+        checkpoint_at_epoch: save the model after each epoch, as ``epoch_<n>``. Default: False.
+        save_final_checkpoint: save the model after the last step, as ``final``. Default: True.
+        num_epochs: passes over the data. Default: 1.
+        nproc_per_node: processes on this node. Default: one a GPU, one on a machine without.
+        nnodes: nodes of the run. Default: 1.
+        node_rank: number of this node, from 0. Default: 0.
+        rdzv_id: id that the nodes of one run share; needed with more than one node.
+        rdzv_endpoint: ``host:port`` of node 0; needed with more than one node.
+        **kwargs: of the native backend ``beta1``, ``beta2``, ``eps`` and ``weight_decay``, AdamW's parameters; of
+            mini-trainer whatever it takes.
+
+    Returns:
+        Of the native backend, a :class:`osft.training.loop.TrainingResult` (``None`` on a node that does not see
+        the files of node 0); of mini-trainer, what it returns.
+
+    Raises:
+        ValueError: if a parameter is missing or not allowed, or the data is not what its format says.
+        FileNotFoundError: if ``model_path`` or ``data_path`` does not exist.
+        RuntimeError: if training fails or the backend is not available.
+    """
+    parameters = {name: value for name, value in locals().items() if name not in ("backend", "kwargs")}
+    return OSFTAlgorithm(backend).train(**parameters, **kwargs)
+
+
+class OSFTAlgorithm:
+    """The class form of :func:`osft`: choose a backend once, then train."""
+
+    def __init__(self, backend: str = "native") -> None:
+        """Check the backend.
+
+        Raises:
+            ValueError: if it is unknown.
+            RuntimeError: if it is ``"mini-trainer"`` and training-hub is not installed.
+        """
+        if backend not in BACKENDS:
+            raise ConfigError(f"backend='{backend}' is not one of {', '.join(BACKENDS)}.")
+        if backend == "mini-trainer" and importlib.util.find_spec("training_hub") is None:
+            raise TrainingError(
+                "backend='mini-trainer' needs the package training-hub. Install it: pip install training-hub."
+            )
+        self.backend = backend
+
+    def train(self, **parameters: Any) -> Any:
+        """Train with the parameters of :func:`osft`; the same checks, result and errors."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        if self.backend == "mini-trainer":
+            from training_hub import osft as train_with_training_hub
+
+            return train_with_training_hub(**given, backend="mini-trainer")
+        ensure_logging()
+        return _train_natively(_make_config(given))
+
+
+def _make_config(given: dict[str, Any]) -> TrainingConfig:
+    """Return the configuration, with every default filled in."""
+    known = {field.name: field for field in fields(TrainingConfig)}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Known: {', '.join(known)}."
+            raise ConfigError(f"{name}={given[name]!r} is not a parameter of the native backend.{hint}")
+    required = [name for name, field in known.items() if field.default is field.default_factory is MISSING]
+    if missing := [name for name in required if name not in given]:
+        raise ConfigError(f"{', '.join(missing)} must be given.")
+    if isinstance(patterns := given.get("target_patterns"), str):
+        raise ConfigError(f"target_patterns='{patterns}' is one string. Give a list of regular expressions.")
+    if patterns is not None:
+        given = {**given, "target_patterns": tuple(patterns)}
+    return TrainingConfig(**given)
+
+
+def _train_natively(config: TrainingConfig) -> Any:
+    from osft.training.distributed import count_local_processes, is_launched, launch
+    from osft.training.liger import require_liger
+    from osft.training.loop import RESULT_NAME, TrainingResult, train
+
+    _check_paths(config)
+    if config.use_liger:
+        require_liger()
+    config = _with_processed_data(config)
+    directory = config.checkpoint_directory
+    # What an earlier run left must not pass for this one's result.
+    (directory / RESULT_NAME).unlink(missing_ok=True)
+    if is_launched() or (config.nnodes == 1 and count_local_processes(config) == 1):
+        train(config)
+    else:
+        config_file = directory / f".{CONFIG_NAME}.node{config.node_rank}"
+        write_json(config_file, asdict(config))
+        try:
+            launch(config, config_file)
+        finally:
+            config_file.unlink()
+    has_result = config.node_rank == 0 or (directory / RESULT_NAME).is_file()
+    return TrainingResult.load(directory) if has_result else None
+
+
+def _check_paths(config: TrainingConfig) -> None:
+    if not Path(config.data_path).exists():
+        raise MissingPathError(f"data_path '{config.data_path}' does not exist.")
+    looks_local = config.model_path.startswith((".", "/", "~")) or config.model_path.count("/") > 1
+    if looks_local and not Path(config.model_path).is_dir():
+        raise MissingPathError(f"model_path '{config.model_path}' does not exist, or is not a folder.")
+
+
+def _with_processed_data(config: TrainingConfig) -> TrainingConfig:
+    """Validate and tokenize raw data; return the configuration that trains on the outcome."""
+    if config.use_processed_dataset:
+        return config
+    from osft.data.messages import validate_dataset
+    from osft.data.processing import ProcessingConfig, process_dataset
+
+    directory = config.data_directory
+    validate_dataset(
+        Path(config.data_path), directory, data_format=config.data_format, document_column=config.document_column_name
+    )
+    processing = ProcessingConfig(
+        model=config.model_path,
+        data_format=config.data_format,
+        max_seq_len=config.max_seq_len,
+        unmask_messages=config.unmask_messages,
+        holdout_fraction=0.0,
+        seed=config.seed,
+        block_size=config.block_size,
+        document_column=config.document_column_name,
+    )
+    process_dataset(directory / "valid.jsonl", directory, processing)
+    return replace(
+        config,
+        data_path=str(directory / "train.parquet"),
+        use_processed_dataset=True,
+        is_pretraining=False,
+        block_size=None,
+        unmask_messages=False,
+    )

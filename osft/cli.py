@@ -1,0 +1,248 @@
+"""The ``osft`` command: each step of the pipeline as one command, on files and folders.
+
+A result is summed up on standard output, progress goes to standard error. An error is one line there and exit code
+1; with ``--debug`` the traceback is shown. Wrong usage is exit code 2.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from osft.errors import ConfigError, OsftError
+from osft.logs import configure_logging
+
+DEBUG_FLAG = "--debug"
+
+app = typer.Typer(
+    name="osft",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: boxes cut long option names off at 80 columns.
+    rich_markup_mode=None,
+    # A traceback is for --debug alone, and then Python's own.
+    pretty_exceptions_enable=False,
+)
+
+OutputOption = Annotated[Path, typer.Option(help="Folder for the results.")]
+FormatOption = Annotated[str, typer.Option(help="What a row is: messages, processed or documents.")]
+ColumnOption = Annotated[str, typer.Option(help="Column of the text, with --data-format documents.")]
+
+
+@app.callback()
+def describe(debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error.")] = False) -> None:
+    """Fine-tune a language model in the directions it does not use, and measure what it forgot."""
+    # main() reads the flag, wherever it stands; it is declared here to be listed by --help.
+    del debug
+
+
+@app.command()
+def download(
+    uri: Annotated[str, typer.Argument(help="A path, pvc://, hf://name[:config][@revision], https:// or s3://.")],
+    output: OutputOption,
+) -> None:
+    """Fetch a dataset and write it as JSON lines: rows.jsonl, source.json."""
+    from osft.data.sources import download_dataset
+    from osft.workspace import PVC_SCHEME, Workspace
+
+    workspace = Workspace.from_environment() if uri.startswith(PVC_SCHEME) else None
+    report = download_dataset(uri, output, workspace=workspace)
+    typer.echo(f"{report.rows} rows, {report.size_bytes} bytes: {output / 'rows.jsonl'}")
+
+
+@app.command()
+def validate(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL file, or a folder with rows.jsonl.")],
+    output: OutputOption,
+    on_invalid: Annotated[str, typer.Option(help="What a bad row does: fail, or drop.")] = "fail",
+    max_invalid_fraction: Annotated[
+        float, typer.Option(help="With drop, the largest share of bad rows, 0 to 1.")
+    ] = 0.0,
+    data_format: FormatOption = "messages",
+    document_column: ColumnOption = "document",
+) -> None:
+    """Check every row: valid.jsonl, quarantine.jsonl, report.json."""
+    from osft.data.messages import validate_dataset
+
+    report = validate_dataset(
+        source,
+        output,
+        data_format=data_format,
+        on_invalid=on_invalid,
+        max_invalid_fraction=max_invalid_fraction,
+        document_column=document_column,
+    )
+    typer.echo(f"{report.rows_in} rows: {report.rows_valid} valid, {report.rows_quarantined} quarantined: {output}")
+
+
+@app.command()
+def process(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL file, or a folder with valid.jsonl.")],
+    model: Annotated[str, typer.Option(help="Model whose tokenizer and chat template are used.")],
+    output: OutputOption,
+    max_seq_len: Annotated[int, typer.Option("--max-seq-len", help="Longest row in tokens.")] = 2048,
+    unmask_messages: Annotated[bool, typer.Option(help="Train on all messages but the system's.")] = False,
+    holdout_fraction: Annotated[float, typer.Option(help="Share of the rows kept for the evaluation, 0 to 1.")] = 0.1,
+    on_too_long: Annotated[str, typer.Option(help="What happens to a longer row: drop, truncate or fail.")] = "drop",
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
+    data_format: FormatOption = "messages",
+    block_size: Annotated[int | None, typer.Option(help="Tokens of a block, with --data-format documents.")] = None,
+    document_column: ColumnOption = "document",
+) -> None:
+    """Tokenize with the model's chat template: train.parquet, holdout.parquet, report.json."""
+    from osft.data.processing import ProcessingConfig, process_dataset
+
+    config = ProcessingConfig(
+        model=model,
+        data_format=data_format,
+        max_seq_len=max_seq_len,
+        unmask_messages=unmask_messages,
+        holdout_fraction=holdout_fraction,
+        on_too_long=on_too_long,
+        seed=seed,
+        block_size=block_size,
+        document_column=document_column,
+    )
+    report = process_dataset(source, output, config)
+    dropped = report.rows_dropped_too_long
+    typer.echo(f"{report.rows_train} rows to train on, {report.rows_holdout} held out, {dropped} too long: {output}")
+
+
+@app.command()
+def train(
+    model_path: Annotated[str, typer.Option(help="Folder or Hugging Face id of the model.")],
+    data_path: Annotated[str, typer.Option(help="JSONL; with --use-processed-dataset, JSONL or parquet of token ids.")],
+    unfreeze_rank_ratio: Annotated[
+        float, typer.Option(help="Share of each weight's directions that may move, 0 to 1.")
+    ],
+    effective_batch_size: Annotated[int, typer.Option(help="Samples per optimizer step, over all processes.")],
+    max_tokens_per_gpu: Annotated[int, typer.Option(help="Most tokens that a process takes at once.")],
+    max_seq_len: Annotated[int, typer.Option(help="Longest sample in tokens; longer ones are left out.")],
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")],
+    ckpt_output_dir: Annotated[str, typer.Option(help="Folder for checkpoints, metrics and the final model.")],
+    data_output_dir: Annotated[str | None, typer.Option(help="Folder for tokenized data.")] = None,
+    backend: Annotated[str, typer.Option(help="native, or mini-trainer (needs training-hub).")] = "native",
+    target_patterns: Annotated[
+        list[str] | None, typer.Option(help="Regular expression over module names; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of order and PyTorch. [default: 42]")] = None,
+    use_liger: Annotated[bool | None, typer.Option(help="Use Liger's kernels.")] = None,
+    use_processed_dataset: Annotated[bool | None, typer.Option(help="The data has input_ids and labels.")] = None,
+    unmask_messages: Annotated[bool | None, typer.Option(help="Train on all messages but the system's.")] = None,
+    is_pretraining: Annotated[bool | None, typer.Option(help="The data are documents.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens of a block, with --is-pretraining.")] = None,
+    document_column_name: Annotated[
+        str | None, typer.Option(help="Column of the documents. [default: document]")
+    ] = None,
+    lr_scheduler: Annotated[str | None, typer.Option(help="Schedule's name in transformers. [default: cosine]")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps of linear warm-up. [default: 0]")] = None,
+    lr_scheduler_kwargs: Annotated[str | None, typer.Option(help="Its further arguments, as a JSON object.")] = None,
+    checkpoint_at_epoch: Annotated[bool | None, typer.Option(help="Save the model after each epoch.")] = None,
+    save_final_checkpoint: Annotated[
+        bool | None, typer.Option(help="Save the model at the end. [default: yes]")
+    ] = None,
+    num_epochs: Annotated[int | None, typer.Option(help="Passes over the data. [default: 1]")] = None,
+    nproc_per_node: Annotated[int | None, typer.Option(help="Processes on this node. [default: one a GPU]")] = None,
+    nnodes: Annotated[int | None, typer.Option(help="Nodes of the run. [default: 1]")] = None,
+    node_rank: Annotated[int | None, typer.Option(help="Number of this node, from 0. [default: 0]")] = None,
+    rdzv_id: Annotated[int | None, typer.Option(help="Id that the nodes of one run share.")] = None,
+    rdzv_endpoint: Annotated[str | None, typer.Option(help="host:port of node 0.")] = None,
+) -> None:
+    """Fine-tune with osft(): the model, metrics.jsonl, loss.html."""
+    parameters = {**locals(), "lr_scheduler_kwargs": _json_object("--lr-scheduler-kwargs", lr_scheduler_kwargs)}
+    # typer gives an empty list for an option that was not given.
+    parameters["target_patterns"] = target_patterns or None
+    from osft.api import osft
+
+    result = osft(**parameters)
+    if backend == "native" and result is not None:
+        where = result.final_checkpoint or result.metrics_file
+        typer.echo(f"{result.steps} steps, loss {result.first_loss:.4f} to {result.final_loss:.4f}: {where}")
+
+
+@app.command()
+def evaluate(
+    base: Annotated[str, typer.Option(help="Model before the training.")],
+    tuned: Annotated[str, typer.Option(help="Model after it.")],
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks that must be kept, separated by commas.")],
+    output: OutputOption,
+    target_tasks: Annotated[str, typer.Option(help="lm-eval tasks of the new domain, separated by commas.")] = "",
+    include_path: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
+    holdout: Annotated[Path | None, typer.Option(help="Folder with holdout.parquet.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question. [default: the task's]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents a task. [default: all]")] = None,
+    batch_size: Annotated[str, typer.Option(help="Prompts through the model at once, or auto.")] = "16",
+    apply_chat_template: Annotated[bool, typer.Option(help="Ask through the model's chat template.")] = True,
+    max_forgetting: Annotated[float, typer.Option(help="Largest forgetting that passes, 0 to 1.")] = 0.05,
+    min_target_gain: Annotated[float, typer.Option(help="Smallest gain that passes.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of few-shot examples and intervals.")] = 42,
+) -> None:
+    """Compare two models with lm-eval: forgetting.json, report.html, samples.jsonl."""
+    from osft.evaluation.config import EvaluationConfig, split_names
+    from osft.evaluation.evaluate import evaluate_forgetting
+    from osft.evaluation.table import render_table
+
+    config = EvaluationConfig(
+        base=base,
+        tuned=tuned,
+        tasks=split_names(tasks),
+        target_tasks=split_names(target_tasks),
+        include_path=include_path,
+        holdout=holdout,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=_batch_size(batch_size),
+        apply_chat_template=apply_chat_template,
+        max_forgetting=max_forgetting,
+        min_target_gain=min_target_gain,
+        seed=seed,
+    )
+    report = evaluate_forgetting(config, output)
+    Console().print(render_table(report))
+    typer.echo(f"report: {output / 'report.html'}")
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise ConfigError(f"--batch-size '{text}' is neither a whole number nor auto.")
+    return int(text)
+
+
+def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{option} '{text}' is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{option} '{text}' is not a JSON object, e.g. {{\"num_cycles\": 2}}.")
+    return value
+
+
+def main() -> None:
+    """Run the command line that ``sys.argv`` holds."""
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
+    debug = len(arguments) < len(sys.argv) - 1
+    configure_logging()
+    try:
+        app(args=arguments)
+    # The one place that catches everything: a person at a terminal gets a line, not a traceback.
+    except Exception as error:
+        if debug:
+            raise
+        kind = "" if isinstance(error, OsftError) else f"{type(error).__name__}: "
+        hint = "" if isinstance(error, OsftError) else f" ({DEBUG_FLAG} shows the traceback)"
+        sys.stderr.write(f"osft: {kind}{' '.join(str(error).split())}{hint}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

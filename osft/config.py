@@ -1,0 +1,247 @@
+"""What a training run is asked to do: every parameter, its default and its check, written once.
+
+``osft()``, the command line and the pipeline all hand their values to :class:`TrainingConfig`; a ``None`` of
+theirs means the default written here. The resolved configuration is saved as JSON beside the results.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from osft.errors import ConfigError
+
+# A name or address, an IPv6 one in brackets.
+HOST_AND_PORT = re.compile(r"([^:\s]+|\[[^\]\s]+\]):\d{1,5}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """One OSFT training run.
+
+    Raises:
+        ConfigError: if a value is not allowed; the message names the parameter, the value and what is allowed.
+    """
+
+    model_path: str
+    """Local folder or Hugging Face id of the model to fine-tune."""
+
+    data_path: str
+    """JSONL of messages or documents; with :attr:`use_processed_dataset`, JSONL or parquet of token ids."""
+
+    unfreeze_rank_ratio: float
+    """Share of each weight's singular directions that may move, 0 (none) to 1 (all)."""
+
+    effective_batch_size: int
+    """Samples per optimizer step, over all processes and micro-batches."""
+
+    max_tokens_per_gpu: int
+    """Most tokens, padding included, that one process takes through the model at once."""
+
+    max_seq_len: int
+    """Longest sample in tokens; longer ones are dropped and counted."""
+
+    learning_rate: float
+    """Peak learning rate of AdamW."""
+
+    ckpt_output_dir: str
+    """Folder for checkpoints, metrics and the final model."""
+
+    data_output_dir: str | None = None
+    """Folder for validated and tokenized data; ``<ckpt_output_dir>/data`` if not given."""
+
+    target_patterns: tuple[str, ...] | None = None
+    """Regular expressions; a linear whose module name contains a match is a target. ``None``: all in the blocks."""
+
+    seed: int = 42
+    """Seed of the order of the samples and of PyTorch."""
+
+    use_liger: bool = False
+    """Patch the model with Liger kernels (needs the package and a GPU)."""
+
+    use_processed_dataset: bool = False
+    """:attr:`data_path` holds ``input_ids`` and ``labels`` already."""
+
+    unmask_messages: bool = False
+    """Train on every message but the system's, not on the assistant's alone."""
+
+    is_pretraining: bool = False
+    """:attr:`data_path` holds documents, cut into blocks of :attr:`block_size` tokens."""
+
+    block_size: int | None = None
+    """Tokens in a block of documents; needed with :attr:`is_pretraining`, an error without."""
+
+    document_column_name: str = "document"
+    """Column of the documents' text."""
+
+    lr_scheduler: str = "cosine"
+    """Name of a learning-rate schedule of transformers."""
+
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up."""
+
+    lr_scheduler_kwargs: Mapping[str, str | float] = field(default_factory=dict)
+    """Further arguments of the schedule; numbers may be given as text."""
+
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+
+    beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
+
+    eps: float = 1e-8
+    """AdamW's term against division by zero."""
+
+    weight_decay: float = 0.0
+    """AdamW's decay of the trained values, which pulls a weight back to where it started."""
+
+    checkpoint_at_epoch: bool = False
+    """Save the model after each epoch."""
+
+    save_final_checkpoint: bool = True
+    """Save the model after the last step."""
+
+    num_epochs: int = 1
+    """Passes over the data."""
+
+    nproc_per_node: int | None = None
+    """Processes on this node; ``None``: one a GPU, one on a machine without."""
+
+    nnodes: int = 1
+    """Nodes of the run."""
+
+    node_rank: int = 0
+    """Number of this node, from 0."""
+
+    rdzv_id: int | None = None
+    """Id that the nodes of one run share; random if not given."""
+
+    rdzv_endpoint: str | None = None
+    """``host:port`` of node 0; needed with more than one node."""
+
+    def __post_init__(self) -> None:
+        _require_text(self, "model_path", "data_path", "ckpt_output_dir")
+        _require_range(self, "unfreeze_rank_ratio", 0.0, 1.0)
+        _require_at_least_one(
+            self, "effective_batch_size", "max_tokens_per_gpu", "max_seq_len", "num_epochs", "nnodes", "nproc_per_node"
+        )
+        _require_not_negative(self, "warmup_steps", "seed", "weight_decay")
+        _require_range(self, "beta1", 0.0, 1.0, top_included=False)
+        _require_range(self, "beta2", 0.0, 1.0, top_included=False)
+        _require_positive(self, "learning_rate", "eps")
+        _check_scheduler(self.lr_scheduler)
+        _check_patterns(self.target_patterns)
+        self._check_data_mode()
+        self._check_nodes()
+
+    def _check_data_mode(self) -> None:
+        if self.is_pretraining and self.block_size is None:
+            raise ConfigError(
+                "block_size is None but is_pretraining=True needs it. Give the tokens of a block, e.g. 2048."
+            )
+        if self.block_size is not None:
+            _require_at_least_one(self, "block_size")
+            if not self.is_pretraining:
+                raise ConfigError(
+                    f"block_size={self.block_size} is only for is_pretraining=True. Leave one of them out."
+                )
+            if self.block_size > self.max_seq_len:
+                raise ConfigError(
+                    f"block_size={self.block_size} is above max_seq_len={self.max_seq_len}. Raise max_seq_len to it."
+                )
+        if self.is_pretraining and self.unmask_messages:
+            raise ConfigError(
+                "unmask_messages=True is for messages, not for is_pretraining=True. Leave one of them out."
+            )
+        if self.is_pretraining and self.use_processed_dataset:
+            raise ConfigError(
+                "use_processed_dataset=True skips what is_pretraining=True asks for. Leave one of them out."
+            )
+
+    def _check_nodes(self) -> None:
+        if self.nnodes > 1 and self.rdzv_endpoint is None:
+            raise ConfigError(f"rdzv_endpoint is None but nnodes={self.nnodes} needs it. Give 'host:port' of node 0.")
+        if self.nnodes > 1 and self.rdzv_id is None:
+            raise ConfigError(f"rdzv_id is None but nnodes={self.nnodes} needs it. Give the same number on every node.")
+        if self.rdzv_endpoint is not None and not HOST_AND_PORT.fullmatch(self.rdzv_endpoint):
+            raise ConfigError(f"rdzv_endpoint='{self.rdzv_endpoint}' is not 'host:port', e.g. '10.0.0.5:29500'.")
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ConfigError(f"node_rank={self.node_rank} is not in 0 to nnodes-1 ({self.nnodes - 1}).")
+
+    @property
+    def checkpoint_directory(self) -> Path:
+        """:attr:`ckpt_output_dir` as a path."""
+        return Path(self.ckpt_output_dir)
+
+    @property
+    def data_directory(self) -> Path:
+        """Where the tokenized data goes."""
+        return Path(self.data_output_dir) if self.data_output_dir else self.checkpoint_directory / "data"
+
+    @property
+    def data_format(self) -> str:
+        """What a row of :attr:`data_path` is: ``processed``, ``documents`` or ``messages``."""
+        if self.use_processed_dataset:
+            return "processed"
+        return "documents" if self.is_pretraining else "messages"
+
+
+def _require_text(config: TrainingConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{name}={value!r} is not a path. Give a non-empty string.")
+
+
+def _number(config: TrainingConfig, name: str) -> float:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} is not a number.")
+    return value
+
+
+def _require_range(config: TrainingConfig, name: str, low: float, high: float, *, top_included: bool = True) -> None:
+    value = _number(config, name)
+    if not (low <= value <= high if top_included else low <= value < high):
+        raise ConfigError(f"{name}={value} is not in {low} to {high}{'' if top_included else ' (excluded)'}.")
+
+
+def _require_at_least_one(config: TrainingConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} is not a whole number of at least 1.")
+
+
+def _require_not_negative(config: TrainingConfig, *names: str) -> None:
+    for name in names:
+        # Written so that NaN, which compares false with everything, is refused too.
+        if not _number(config, name) >= 0:
+            raise ConfigError(f"{name}={getattr(config, name)} is below 0. Give 0 or more.")
+
+
+def _require_positive(config: TrainingConfig, *names: str) -> None:
+    for name in names:
+        if not 0 < _number(config, name) < float("inf"):
+            raise ConfigError(f"{name}={getattr(config, name)} is not above 0 and finite.")
+
+
+def _check_scheduler(name: str) -> None:
+    # Imported here: transformers takes seconds to load, and most of what imports this module never trains.
+    from transformers import SchedulerType
+
+    known = sorted(kind.value for kind in SchedulerType)
+    if name not in known:
+        raise ConfigError(f"lr_scheduler='{name}' is not one of {', '.join(known)}.")
+
+
+def _check_patterns(patterns: tuple[str, ...] | None) -> None:
+    if patterns is not None and not patterns:
+        raise ConfigError("target_patterns=[] targets nothing. Leave it out to target every linear of the blocks.")
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"target_patterns: '{pattern}' is not a regular expression ({error}).") from error

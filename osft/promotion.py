@@ -1,0 +1,140 @@
+"""Publishing a model that passed: an immutable version folder with the story of how it came to be.
+
+<workspace>/models/<model_name>/v0001/   the model and lineage.json
+<workspace>/models/<model_name>/latest   the newest version's name, replaced atomically
+"""
+
+import logging
+import re
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from osft.errors import WorkspaceError
+from osft.workspace import (
+    MANIFEST_NAME,
+    Manifest,
+    Workspace,
+    atomic_file,
+    describe_files,
+    safe_name,
+    sync_directory,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+LINEAGE_NAME = "lineage.json"
+LINEAGE_SCHEMA = "osft.lineage/v1"
+LATEST_NAME = "latest"
+VERSION = re.compile(r"v(\d{4,})")
+STEPS_BEFORE = ("raw", "valid", "processed", "training", "evaluation")
+
+
+def promote_model(
+    workspace: Workspace, *, run_id: str, model_name: str, training: Manifest, evaluation: Manifest
+) -> Manifest:
+    """Publish the final model of a run as the next version of ``model_name``.
+
+    A run that is promoted already is not promoted again: its version is returned.
+
+    Args:
+        workspace: where the run and the models are.
+        run_id: id of the run.
+        model_name: folder name below ``models``.
+        training: manifest of the training step, whose ``final`` is published.
+        evaluation: manifest of the evaluation step that let it pass.
+
+    Returns:
+        The manifest of the version.
+
+    Raises:
+        WorkspaceError: if the name cannot be a folder, or the model is not what the training step left.
+    """
+    versions = workspace.models / safe_name(model_name, what="model name")
+    versions.mkdir(parents=True, exist_ok=True)
+    version = _version_of_run(versions, run_id)
+    if version is None:
+        version = _publish(workspace, versions, run_id, training, evaluation)
+        logger.info("published %s", version)
+    _name_latest(versions)
+    return Manifest.load(version / MANIFEST_NAME)
+
+
+def _version_of_run(versions: Path, run_id: str) -> Path | None:
+    for number in _version_numbers(versions):
+        version = versions / _version_name(number)
+        if orjson.loads((version / LINEAGE_NAME).read_bytes())["run_id"] == run_id:
+            return version
+    return None
+
+
+def _version_numbers(versions: Path) -> list[int]:
+    return sorted(int(match[1]) for path in versions.iterdir() if (match := VERSION.fullmatch(path.name)))
+
+
+def _version_name(number: int) -> str:
+    return f"v{number:04d}"
+
+
+def _publish(workspace: Workspace, versions: Path, run_id: str, training: Manifest, evaluation: Manifest) -> Path:
+    """Copy the model beside its final place, check it, and give it the first version number that is free."""
+    partial = versions / f".{safe_name(run_id, what='run id')}.partial"
+    if partial.exists():
+        shutil.rmtree(partial)
+    shutil.copytree(workspace.resolve(training.path) / "final", partial)
+    _check_copy(partial, training)
+    while True:
+        number = max(_version_numbers(versions), default=0) + 1
+        version = versions / _version_name(number)
+        lineage = _lineage(workspace, run_id, versions.name, version.name, evaluation)
+        write_json(partial / LINEAGE_NAME, lineage)
+        path = version.relative_to(workspace.root).as_posix()
+        inputs = {"run_id": run_id, "training": training.fingerprint, "evaluation": evaluation.fingerprint}
+        Manifest(path=path, files=describe_files(partial), inputs=inputs).save(partial / MANIFEST_NAME)
+        try:
+            # A rename onto a folder that is not empty fails: of two runs that took one number, one tries the next.
+            partial.rename(version)
+        except OSError:
+            if not version.exists():
+                raise
+            continue
+        sync_directory(versions)
+        return version
+
+
+def _check_copy(copy: Path, training: Manifest) -> None:
+    expected = {file.name.removeprefix("final/"): file for file in training.files if file.name.startswith("final/")}
+    for file in describe_files(copy):
+        if file.name not in expected or file.sha256 != expected[file.name].sha256:
+            raise WorkspaceError(
+                f"{training.path}/final/{file.name} is not what the training step left. Run the training again."
+            )
+
+
+def _lineage(workspace: Workspace, run_id: str, model_name: str, version: str, evaluation: Manifest) -> dict[str, Any]:
+    """Return what a reader needs to make the model again and to judge it."""
+    run = workspace.run_directory(run_id)
+    steps = {step: Manifest.load(run / step / MANIFEST_NAME) for step in STEPS_BEFORE}
+    scores = orjson.loads((workspace.resolve(evaluation.path) / "forgetting.json").read_bytes())
+    return {
+        "schema": LINEAGE_SCHEMA,
+        "model_name": model_name,
+        "version": version,
+        "run_id": run_id,
+        "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base_model": steps["training"].inputs["model_path"],
+        "data": orjson.loads((run / "raw" / "source.json").read_bytes()),
+        "file_hashes": {step: {file.name: file.sha256 for file in manifest.files} for step, manifest in steps.items()},
+        "parameters": {step: manifest.inputs for step, manifest in steps.items()},
+        "scores": scores,
+    }
+
+
+def _name_latest(versions: Path) -> None:
+    newest = max(_version_numbers(versions))
+    with atomic_file(versions / LATEST_NAME, "w") as file:
+        file.write(f"{_version_name(newest)}\n")

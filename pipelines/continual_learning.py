@@ -1,0 +1,186 @@
+"""The continual-learning pipeline: new data in, a tuned model out, and the evidence of what it forgot."""
+
+from typing import Optional
+
+from kfp import dsl
+
+from components.dataset_download import dataset_download
+from components.forgetting_evaluation import forgetting_evaluation
+from components.message_processing import message_processing
+from components.message_validation import message_validation
+from components.model_promotion import model_promotion
+from components.osft_training import osft_training
+from pipelines.placement import give_gpus, give_resources, give_secret, mount_workspace
+
+# The names that RHOAI's S3 connections give to the keys of their secrets.
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
+
+
+@dsl.pipeline(
+    name="osft-continual-learning",
+    description="Fine-tune a language model on new data with OSFT and measure what it forgot.",
+)
+def continual_learning(
+    data_uri: str,
+    data_format: str = "messages",
+    data_on_invalid: str = "fail",
+    data_max_invalid_fraction: float = 0.0,
+    data_holdout_fraction: float = 0.1,
+    data_on_too_long: str = "drop",
+    data_unmask_messages: bool = False,
+    data_block_size: int = 2048,
+    data_s3_secret: str = "osft-data-s3",  # noqa: S107 its name
+    model_base: str = "Qwen/Qwen2.5-1.5B-Instruct",
+    model_hub_secret: str = "osft-hugging-face",  # noqa: S107 its name
+    train_unfreeze_rank_ratio: float = 0.25,
+    train_learning_rate: float = 2e-5,
+    train_num_epochs: int = 3,
+    train_effective_batch_size: int = 32,
+    train_max_tokens_per_gpu: int = 8192,
+    train_max_seq_len: int = 2048,
+    train_lr_scheduler: str = "cosine",
+    train_warmup_steps: int = 0,
+    train_target_patterns: list = [],  # noqa: B006 kfp reads the default and never calls this with it
+    train_use_liger: bool = False,
+    train_seed: int = 42,
+    train_gpus_per_node: int = 1,
+    train_cpu: str = "8",
+    train_memory: str = "64Gi",
+    eval_tasks: str = "arc_easy,hellaswag",
+    eval_target_tasks: str = "",
+    eval_include_path: str = "",
+    eval_num_fewshot: Optional[int] = None,
+    eval_limit: Optional[int] = None,
+    eval_batch_size: int = 16,
+    eval_apply_chat_template: bool = True,
+    eval_max_forgetting: float = 0.05,
+    eval_min_target_gain: float = 0.0,
+    eval_seed: int = 42,
+    eval_gpus: int = 1,
+    promote_model_name: str = "continual-model",
+    workspace_pvc: str = "osft-workspace",
+) -> dsl.Artifact:
+    """Fine-tune a language model on new data with OSFT and measure what it forgot.
+
+    Args:
+        data_uri: Where the rows are: pvc://relative/path, /path, hf://name[:config][@revision], https:// or s3://.
+        data_format: What a row is: messages, processed (input_ids and labels) or documents (plain text).
+        data_on_invalid: What a bad row does: fail the run, or drop (it is quarantined).
+        data_max_invalid_fraction: With drop, the largest share of bad rows that is accepted, 0 to 1.
+        data_holdout_fraction: Share of the rows that is not trained on but evaluated, 0 to 1.
+        data_on_too_long: What happens to a row above train_max_seq_len: drop, truncate or fail.
+        data_unmask_messages: Train on all messages but the system's, not on the assistant's alone.
+        data_block_size: Tokens of a block, when data_format is documents.
+        data_s3_secret: Secret with the AWS_* keys of an S3 connection. Optional.
+        model_base: Model to start from: a Hugging Face id, pvc://relative/path or /path.
+        model_hub_secret: Secret with HF_TOKEN, for gated models and data sets. Optional.
+        train_unfreeze_rank_ratio: Share of each weight's singular directions that may move, 0 to 1.
+        train_learning_rate: Peak learning rate of AdamW.
+        train_num_epochs: Passes over the data.
+        train_effective_batch_size: Samples per optimizer step, over all GPUs.
+        train_max_tokens_per_gpu: Most tokens that a GPU takes at once, padding included.
+        train_max_seq_len: Longest row in tokens.
+        train_lr_scheduler: Name of a learning-rate schedule of transformers.
+        train_warmup_steps: Steps of linear warm-up.
+        train_target_patterns: Regular expressions over module names. Empty trains every linear of attention and MLP.
+        train_use_liger: Use Liger's kernels.
+        train_seed: Seed of the split and of the order of the rows.
+        train_gpus_per_node: GPUs of the training step.
+        train_cpu: CPUs of the training step.
+        train_memory: Memory of the training step.
+        eval_tasks: lm-eval tasks that stand for what must be kept, separated by commas.
+        eval_target_tasks: lm-eval tasks of the new domain. The held-out rows are always evaluated.
+        eval_include_path: Folder with lm-eval task files of your own, e.g. pvc://tasks.
+        eval_num_fewshot: Examples before each question. Each task's own number if not given.
+        eval_limit: Documents a task. All if not given.
+        eval_batch_size: Prompts that go through the model at once.
+        eval_apply_chat_template: Ask through the model's chat template, if it has one.
+        eval_max_forgetting: Largest mean loss over the retention tasks that is promoted, 0 to 1.
+        eval_min_target_gain: Smallest mean gain over the target tasks that is promoted.
+        eval_seed: Seed of few-shot examples and confidence intervals.
+        eval_gpus: GPUs of the evaluation step.
+        promote_model_name: Name under which a model that passed is published on the workspace.
+        workspace_pvc: Claim of the shared volume (ReadWriteMany).
+
+    Returns:
+        Manifest of the evaluation.
+    """
+    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+
+    download = dataset_download(run_id=run_id, uri=data_uri)
+
+    validation = message_validation(
+        run_id=run_id,
+        data_format=data_format,
+        on_invalid=data_on_invalid,
+        max_invalid_fraction=data_max_invalid_fraction,
+        rows=download.outputs["rows"],
+    )
+
+    processing = message_processing(
+        run_id=run_id,
+        model=model_base,
+        data_format=data_format,
+        max_seq_len=train_max_seq_len,
+        unmask_messages=data_unmask_messages,
+        holdout_fraction=data_holdout_fraction,
+        on_too_long=data_on_too_long,
+        block_size=data_block_size,
+        seed=train_seed,
+        valid=validation.outputs["valid"],
+    )
+
+    training = osft_training(
+        run_id=run_id,
+        model=model_base,
+        unfreeze_rank_ratio=train_unfreeze_rank_ratio,
+        learning_rate=train_learning_rate,
+        num_epochs=train_num_epochs,
+        effective_batch_size=train_effective_batch_size,
+        max_tokens_per_gpu=train_max_tokens_per_gpu,
+        max_seq_len=train_max_seq_len,
+        lr_scheduler=train_lr_scheduler,
+        warmup_steps=train_warmup_steps,
+        target_patterns=train_target_patterns,
+        use_liger=train_use_liger,
+        seed=train_seed,
+        processed=processing.outputs["processed"],
+    )
+
+    evaluation = forgetting_evaluation(
+        run_id=run_id,
+        model=model_base,
+        tasks=eval_tasks,
+        target_tasks=eval_target_tasks,
+        include_path=eval_include_path,
+        num_fewshot=eval_num_fewshot,
+        limit=eval_limit,
+        batch_size=eval_batch_size,
+        apply_chat_template=eval_apply_chat_template,
+        max_forgetting=eval_max_forgetting,
+        min_target_gain=eval_min_target_gain,
+        seed=eval_seed,
+        processed=processing.outputs["processed"],
+        tuned=training.outputs["tuned"],
+    )
+
+    with dsl.If(evaluation.outputs["passed"] == True, name="passed"):  # noqa: E712 kfp builds the condition from ==
+        promotion = model_promotion(
+            run_id=run_id,
+            model_name=promote_model_name,
+            tuned=training.outputs["tuned"],
+            evaluation=evaluation.outputs["evaluation"],
+        )
+
+    for task in (download, validation, processing, promotion):
+        give_resources(task, cpu="2", memory="8Gi")
+    give_resources(training, cpu=train_cpu, memory=train_memory)
+    give_gpus(training, train_gpus_per_node)
+    give_resources(evaluation, cpu="4", memory="32Gi")
+    give_gpus(evaluation, eval_gpus)
+    for task in (download, validation, processing, training, evaluation, promotion):
+        mount_workspace(task, workspace_pvc)
+    give_secret(download, data_s3_secret, S3_KEYS)
+    for task in (download, processing, training, evaluation):
+        give_secret(task, model_hub_secret, ("HF_TOKEN",))
+    return evaluation.outputs["evaluation"]

@@ -1,0 +1,32 @@
+"""Where a step runs and what it sees there: resources, GPUs, the shared volume, secrets."""
+
+from collections.abc import Sequence
+
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+
+from osft.workspace import DEFAULT_WORKSPACE_PATH
+
+GPU_RESOURCE = "nvidia.com/gpu"
+
+
+def give_resources(task: PipelineTask, cpu: str, memory: str) -> None:
+    """Request what the step is limited to, so that its pod is neither throttled nor evicted by surprise."""
+    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+
+
+def give_gpus(task: PipelineTask, gpus: int) -> None:
+    """Give the step ``gpus`` NVIDIA GPUs."""
+    task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(gpus)
+
+
+def mount_workspace(task: PipelineTask, claim: str) -> None:
+    """Mount the shared volume where every step looks for it."""
+    kubernetes.mount_pvc(task, pvc_name=claim, mount_path=DEFAULT_WORKSPACE_PATH)
+    # KFP's cache would hand on a manifest whose files on the volume may be gone. The steps know what is done.
+    task.set_caching_options(False)
+
+
+def give_secret(task: PipelineTask, secret: str, keys: Sequence[str]) -> None:
+    """Set environment variables of the step from the keys of like name in a secret, where it exists."""
+    kubernetes.use_secret_as_env(task, secret, secret_key_to_env={key: key for key in keys}, optional=True)

@@ -1,0 +1,127 @@
+"""The command line: each step on files, errors in one line."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+import typer.main
+
+from osft.api import osft
+from osft.cli import app
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "osft.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}, timeout=120
+    )
+
+
+def test_train_has_every_parameter_of_osft_with_dashes() -> None:
+    command = typer.main.get_command(app).commands["train"]
+
+    options = {parameter.opts[0] for parameter in command.params}
+
+    parameters = [name for name in inspect.signature(osft).parameters if name != "kwargs"]
+    assert options == {f"--{name.replace('_', '-')}" for name in parameters}
+    required = {parameter.name for parameter in command.params if parameter.required}
+    assert required == {
+        name
+        for name, parameter in inspect.signature(osft).parameters.items()
+        if parameter.default is inspect.Parameter.empty and name != "kwargs"
+    }
+
+
+def test_the_data_commands_lead_from_a_uri_to_token_ids(tiny_model: Path, messages_file: Path, tmp_path: Path) -> None:
+    raw, valid, processed = tmp_path / "raw", tmp_path / "valid", tmp_path / "processed"
+
+    downloaded = run("download", messages_file, "--output", raw)
+    validated = run("validate", raw, "--output", valid)
+    tokenized = run("process", valid, "--model", tiny_model, "--output", processed, "--holdout-fraction", "0.25")
+
+    assert (raw / "rows.jsonl").read_bytes() == messages_file.read_bytes()
+    assert downloaded.stdout.startswith("8 rows, ")
+    assert validated.stdout.startswith("8 rows: 8 valid, 0 quarantined")
+    report = orjson.loads((valid / "report.json").read_bytes())
+    assert (report["rows_in"], report["rows_valid"], report["rows_quarantined"]) == (8, 8, 0)
+    train, holdout = pq.read_table(processed / "train.parquet"), pq.read_table(processed / "holdout.parquet")
+    assert train.num_rows + holdout.num_rows == 8
+    assert holdout.num_rows >= 1
+    assert {"input_ids", "labels"} <= set(train.column_names)
+    assert tokenized.returncode == 0
+
+
+def test_train_leaves_a_model(tiny_model: Path, messages_file: Path, tmp_path: Path) -> None:
+    finished = run(
+        "train", "--model-path", tiny_model, "--data-path", messages_file, "--ckpt-output-dir", tmp_path / "out",
+        "--unfreeze-rank-ratio", "0.5", "--effective-batch-size", "4", "--max-tokens-per-gpu", "512",
+        "--max-seq-len", "128", "--learning-rate", "1e-3", "--nproc-per-node", "1", "--target-patterns", "q_proj",
+        "--target-patterns", "up_proj", "--lr-scheduler-kwargs", '{"num_cycles": 0.4}',
+    )  # fmt: skip
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("2 steps, loss ")
+    assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
+    # A log line tells how far it is.
+    assert "step 2 of 2" in finished.stderr
+
+
+def test_a_pvc_uri_is_looked_up_in_the_workspace(messages_file: Path, tmp_path: Path) -> None:
+    finished = run(
+        "download", f"pvc://{messages_file.name}", "--output", tmp_path / "raw", OSFT_WORKSPACE=str(tmp_path)
+    )
+
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "raw" / "rows.jsonl").is_file()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_is_one_line_and_exit_code_1_and_debug_shows_the_traceback(tmp_path: Path, debug: bool) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": [{"role": "human", "content": "hi"}]}\n')
+
+    finished = run("validate", bad, "--output", tmp_path / "out", *(["--debug"] if debug else []))
+
+    assert finished.returncode == 1
+    if debug:
+        assert "Traceback (most recent call last)" in finished.stderr
+    else:
+        (line,) = finished.stderr.splitlines()
+        assert line.startswith(f"osft: {bad}: 1 of 1 rows are invalid (line 1, messages[0].role")
+
+
+def test_an_error_that_is_not_ours_is_one_line_too(messages_file: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+
+    finished = run("validate", messages_file, "--output", blocked / "out")
+
+    assert finished.returncode == 1
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("osft: NotADirectoryError: ")
+    assert line.endswith("(--debug shows the traceback)")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["validate"], ["nonsense"], ["validate", "x", "--output", "y", "--max-invalid-fraction", "much"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert run(*arguments).returncode == 2
+
+
+def test_arguments_that_are_not_json_are_named(tiny_model: Path, messages_file: Path, tmp_path: Path) -> None:
+    required = [
+        "--model-path", tiny_model, "--data-path", messages_file, "--ckpt-output-dir", tmp_path / "out",
+        "--unfreeze-rank-ratio", "0.5", "--effective-batch-size", "4", "--max-tokens-per-gpu", "512",
+        "--max-seq-len", "128", "--learning-rate", "1e-3",
+    ]  # fmt: skip
+
+    finished = run("train", *required, "--lr-scheduler-kwargs", "[1]")
+
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("osft: --lr-scheduler-kwargs '[1]' is not a JSON object")

@@ -1,0 +1,179 @@
+"""The compiled pipelines: what the cluster reads."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compile import PIPELINES, Deployment, compile_pipeline, containers, find_problems, is_pinned, kubernetes_executors
+from osft.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+NAME = "osft-continual-learning-single-node"
+STEPS = [
+    "dataset-download", "message-validation", "message-processing", "osft-training", "forgetting-evaluation",
+    "model-promotion",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    target = tmp_path_factory.mktemp("dist") / f"{NAME}.yaml"
+    compile_pipeline(PIPELINES[NAME], target, Deployment())
+    specification, platform = yaml.safe_load_all(target.read_text())
+    return specification, platform
+
+
+def test_the_command_writes_a_file_a_pipeline_and_lists_them(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "compile.py")]
+
+    written = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, check=True)
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True)
+
+    assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.yaml"]
+    assert f"wrote {tmp_path}" in written.stdout
+    assert listed.stdout.startswith(f"{NAME}.yaml")
+
+
+def test_a_bad_option_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "compile.py"), "--output", str(tmp_path), "--image", "a/b:latest"]
+
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 1
+    assert finished.stderr == "compile.py: --image 'a/b:latest' needs a tag other than latest, or a digest.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        compile_pipeline(PIPELINES[NAME], tmp_path / name, Deployment())
+
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_the_file_has_the_six_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
+    specification, _ = compiled
+    compile_pipeline(PIPELINES[NAME], tmp_path / "x.yaml", Deployment())
+
+    assert specification["pipelineInfo"]["name"] == "osft-continual-learning"
+    assert sorted(name for name, _ in containers(specification)) == sorted(f"exec-{step}" for step in STEPS)
+    assert (tmp_path / "x.yaml").read_text().startswith("# PIPELINE DEFINITION\n# Name: osft-continual-learning\n")
+
+
+def test_the_model_is_promoted_only_when_it_passed(compiled: Any) -> None:
+    specification, _ = compiled
+
+    condition = specification["root"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]["condition"]
+    assert condition == ("inputs.parameter_values['pipelinechannel--forgetting-evaluation-passed'] == true")
+    assert list(specification["components"]["comp-condition-1"]["dag"]["tasks"]) == ["model-promotion"]
+
+
+def test_images_mount_path_and_environment_are_those_of_the_deployment(tmp_path: Path) -> None:
+    deployment = Deployment(
+        image="reg.example:5000/a/cpu:1.2", trainer_image=f"b/gpu@sha256:{'a' * 64}", workspace_path="/mnt/ws"
+    )
+
+    compile_pipeline(PIPELINES[NAME], tmp_path / "x.yaml", deployment)
+
+    specification, platform = yaml.safe_load_all((tmp_path / "x.yaml").read_text())
+    images = {name: container["image"] for name, container in containers(specification)}
+    assert images["exec-osft-training"] == images["exec-forgetting-evaluation"] == f"b/gpu@sha256:{'a' * 64}"
+    assert images["exec-dataset-download"] == images["exec-model-promotion"] == "reg.example:5000/a/cpu:1.2"
+    for name, container in containers(specification):
+        assert {"name": "OSFT_WORKSPACE", "value": "/mnt/ws"} in container["env"]
+        (mount,) = kubernetes_executors(platform)[name]["pvcMount"]
+        assert mount["mountPath"] == "/mnt/ws"
+
+
+def test_the_claim_and_the_names_of_the_secrets_are_parameters(compiled: Any) -> None:
+    specification, platform = compiled
+    parameters = specification["root"]["inputDefinitions"]["parameters"]
+
+    download = kubernetes_executors(platform)["exec-dataset-download"]
+    assert download["pvcMount"][0]["pvcNameParameter"] == {"componentInputParameter": "workspace_pvc"}
+    secrets = [secret["secretNameParameter"]["componentInputParameter"] for secret in download["secretAsEnv"]]
+    assert secrets == ["data_s3_secret", "model_hub_secret"]
+    assert all(secret["optional"] for secret in download["secretAsEnv"])
+    assert {name for name in parameters if "secret" in name} == set(secrets)
+
+
+def test_every_parameter_is_described_grouped_and_has_a_default_but_the_data(compiled: Any) -> None:
+    specification, _ = compiled
+
+    parameters = specification["root"]["inputDefinitions"]["parameters"]
+
+    assert [name for name, parameter in parameters.items() if not parameter.get("isOptional")] == ["data_uri"]
+    assert not [name for name, parameter in parameters.items() if not parameter.get("description")]
+    groups = {name.partition("_")[0] for name in parameters}
+    assert groups == {"data", "model", "train", "eval", "promote", "workspace"}
+
+
+def test_no_step_is_cached_by_kfp(compiled: Any) -> None:
+    specification, _ = compiled
+
+    tasks = [*specification["root"]["dag"]["tasks"].values()]
+    tasks += specification["components"]["comp-condition-1"]["dag"]["tasks"].values()
+    assert not [task for task in tasks if task.get("cachingOptions", {}).get("enableCache")]
+
+
+def break_image(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    dict(containers(specification))["exec-osft-training"]["image"] = "trainer"
+
+
+def break_resources(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    del dict(containers(specification))["exec-osft-training"]["resources"]["resourceMemoryLimit"]
+
+
+def break_command(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    dict(containers(specification))["exec-osft-training"]["command"][2] += "pip install torch"
+
+
+def break_mount(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    del kubernetes_executors(platform)["exec-osft-training"]["pvcMount"]
+
+
+def break_schema(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    specification["pipelineinfo"] = {}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "problem"),
+    [
+        (break_image, "exec-osft-training runs in 'trainer', which has no tag or digest"),
+        (break_resources, "exec-osft-training has no MemoryLimit"),
+        (break_command, "exec-osft-training installs packages when it starts"),
+        (break_mount, "exec-osft-training does not mount the workspace at /workspace"),
+        (break_schema, "it is not KFP IR"),
+    ],
+)
+def test_what_a_cluster_would_trip_over_is_found(compiled: Any, break_it: Any, problem: str) -> None:
+    specification, platform = copy.deepcopy(compiled)
+    assert find_problems(specification, platform, "/workspace") == []
+
+    break_it(specification, platform)
+
+    (found,) = find_problems(specification, platform, "/workspace")
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("image", "pinned"),
+    [
+        ("a/b:1.0", True), (f"a/b@sha256:{'0' * 64}", True), (f"a/b:latest@sha256:{'0' * 64}", True),
+        ("a/b", False), ("a/b:latest", False), ("reg:5000/a/b", False), ("reg:5000/a/b:v1", True), ("", False),
+        ("a/b@sha256:123", False), ("a b:1", False),
+    ],
+)  # fmt: skip
+def test_an_image_is_pinned_by_a_digest_or_a_tag_other_than_latest(image: str, pinned: bool) -> None:
+    assert is_pinned(image) is pinned
+
+
+@pytest.mark.parametrize("path", ["workspace", "/", "", "/a b"])
+def test_a_workspace_path_that_is_not_absolute_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="is not an absolute path below '/'"):
+        Deployment(workspace_path=path)
