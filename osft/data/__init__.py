@@ -1,0 +1,1 @@
+"""From a dataset's URI to tokens with labels: download, validation, processing."""

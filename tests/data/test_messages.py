@@ -1,0 +1,319 @@
+import base64
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from osft.data import messages
+from osft.data.messages import validate_dataset
+from osft.errors import ConfigError, DataError, MissingPathError
+
+USER = {"role": "user", "content": "What is iron?"}
+ASSISTANT = {"role": "assistant", "content": "Fe."}
+
+
+def findings_of(source: Path, output: Path, **options: Any) -> list[tuple[int, str, str]]:
+    """Validate, whatever comes of it, and return line, code and path of each finding."""
+    with suppress(DataError):
+        validate_dataset(source, output, **options)
+    report = orjson.loads((output / "report.json").read_bytes())
+    assert report["rows_in"] == report["rows_valid"] + report["rows_quarantined"]
+    return [(item["line"], item["code"], item["path"]) for item in report["findings"]]
+
+
+def test_valid_rows_are_copied_byte_for_byte(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    spaced = '{ "messages" : [{"role":"user","content":"\\u00e9"}, {"role":"assistant","content":"b"}], "id": 1.50 }\r'
+    source = write_rows(spaced, {"messages": [USER, ASSISTANT], "unmask": True})
+
+    report = validate_dataset(source, tmp_path / "out")
+
+    assert (tmp_path / "out/valid.jsonl").read_bytes() == source.read_bytes()
+    assert (tmp_path / "out/quarantine.jsonl").read_bytes() == b""
+    assert (report.rows_in, report.rows_valid, report.findings_total) == (2, 2, 0)
+    assert report.roles == {"user": 2, "assistant": 2}
+    assert report.turns == {"2": 2}
+    assert report.extra_keys == {"id": 1}
+
+
+def test_the_source_may_be_a_folder_that_holds_rows(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    write_rows({"messages": [USER, ASSISTANT]}, name="rows.jsonl")
+
+    report = validate_dataset(tmp_path, tmp_path / "out")
+
+    assert report.source == "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "path"),
+    [
+        ({}, "messages-missing", "messages"),
+        ({"messages": "x"}, "messages-not-a-list", "messages"),
+        ({"messages": []}, "messages-empty", "messages"),
+        ({"messages": [USER, "x", ASSISTANT]}, "message-not-an-object", "messages[1]"),
+        ({"messages": [{"content": "x"}, ASSISTANT]}, "role-missing", "messages[0].role"),
+        ({"messages": [{"role": "human", "content": "x"}, ASSISTANT]}, "role-unknown", "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "x"}, ASSISTANT]}, "role-unknown", "messages[0].role"),
+        ({"messages": [{"role": "user"}, ASSISTANT]}, "content-missing", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}, ASSISTANT]}, "content-not-text", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": ["x"]}, ASSISTANT]}, "content-not-text", "messages[0].content"),
+        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "content-empty", "messages[1].content"),
+        ({"messages": [USER, {"role": "assistant", "content": "a\0"}]}, "content-has-nul", "messages[1].content"),
+        ({"messages": [USER]}, "no-assistant-turn", "messages"),
+        ({"messages": [{"role": "system", "content": "x"}], "unmask": True}, "no-assistant-turn", "messages"),
+        ({"messages": [USER, {"role": "system", "content": "x"}, ASSISTANT]}, "system-not-first", "messages[1].role"),
+        ({"messages": [{"role": "system", "content": "x"}] * 2 + [ASSISTANT]}, "system-repeated", "messages[1].role"),
+        ({"messages": [USER, ASSISTANT], "unmask": "yes"}, "unmask-not-boolean", "unmask"),
+        (
+            {"messages": [{**USER, "reasoning_content": "x"}, ASSISTANT]},
+            "reasoning-not-on-assistant",
+            "messages[0].reasoning_content",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "reasoning_content": 1}]},
+            "reasoning-not-text",
+            "messages[1].reasoning_content",
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "reasoning_content": "\0"}]},
+            "reasoning-has-nul",
+            "messages[1].reasoning_content",
+        ),
+    ],
+)
+def test_a_row_outside_the_schema_gives_a_finding(
+    tmp_path: Path, write_rows: Callable[..., Path], row: dict[str, Any], code: str, path: str
+) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]}, row)
+
+    findings = findings_of(source, tmp_path / "out")
+
+    assert findings == [(2, code, path)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "pretraining", "content": "A whole text."}]},
+        {"messages": [USER], "unmask": True},
+        {"messages": [{"role": "system", "content": "Be brief."}, USER, ASSISTANT, USER]},
+        {"messages": [USER, {**ASSISTANT, "reasoning_content": "Ferrum."}]},
+        {"messages": [USER, {**ASSISTANT, "reasoning_content": None}]},
+        {"messages": [USER, {**ASSISTANT, "name": "bot"}], "source": "book"},
+    ],
+)
+def test_a_row_inside_the_schema_is_valid(tmp_path: Path, write_rows: Callable[..., Path], row: dict[str, Any]) -> None:
+    report = validate_dataset(write_rows(row), tmp_path / "out")
+
+    assert report.rows_valid == 1
+
+
+def test_every_problem_of_a_row_is_found(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows({"messages": [{"role": "human", "content": ""}, {"role": "system", "content": 1}], "unmask": 1})
+
+    codes = {code for _, code, _ in findings_of(source, tmp_path / "out")}
+
+    assert codes == {
+        "unmask-not-boolean", "role-unknown", "content-empty", "content-not-text", "system-not-first",
+        "no-assistant-turn",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b"{", "not-json"),
+        (b"NaN", "not-json"),
+        (b'{"messages": 1e999}', "not-json"),
+        (b'{"a": "\\ud800"}', "not-json"),
+        (b'{"a": "\x00"}', "not-json"),
+        (b"\x00", "not-json"),
+        (b"[" * 10_000 + b"]" * 10_000, "not-json"),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not-json"),
+        (b'{"a": "\xff"}', "not-utf8"),
+        (b"\xef\xbb\xbf{}", "byte-order-mark"),
+        (b"[]", "not-an-object"),
+        (b"null", "not-an-object"),
+    ],
+)
+def test_a_hostile_line_is_quarantined_without_loss(
+    tmp_path: Path, write_rows: Callable[..., Path], raw: bytes, code: str
+) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]}, raw)
+
+    findings = findings_of(source, tmp_path / "out")
+
+    entry = orjson.loads((tmp_path / "out/quarantine.jsonl").read_bytes())
+    kept = base64.b64decode(entry["raw_base64"]) if "raw_base64" in entry else entry["raw"].encode()
+    assert findings == [(2, code, "")]
+    assert kept == raw
+
+
+def test_blank_lines_are_counted_and_keep_their_number(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows("", {"messages": [USER, ASSISTANT]}, " \r", "{")
+
+    report = validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.5)
+
+    assert (report.blank_lines, report.rows_in, report.rows_valid) == (2, 2, 1)
+    assert report.findings[0].line == 4
+
+
+def test_a_last_line_without_newline_is_a_row(tmp_path: Path) -> None:
+    source = tmp_path / "valid.jsonl"
+    source.write_bytes(json.dumps({"messages": [USER, ASSISTANT]}).encode())
+
+    report = validate_dataset(source, tmp_path / "out")
+
+    assert report.rows_valid == 1
+    assert (tmp_path / "out/valid.jsonl").read_bytes() == source.read_bytes() + b"\n"
+
+
+def test_fail_names_the_count_and_the_first_rows(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]}, *["{"] * 5)
+
+    with pytest.raises(DataError, match=r"5 of 6 rows .*\(line 2, row: .*\[not-json\]; .*and 2 more\)") as caught:
+        validate_dataset(source, tmp_path / "out")
+
+    assert "\n" not in str(caught.value)
+    assert len((tmp_path / "out/quarantine.jsonl").read_bytes().splitlines()) == 5
+
+
+def test_drop_goes_on_up_to_the_fraction(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]}, "{")
+
+    report = validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.5)
+
+    assert (report.rows_valid, report.rows_quarantined) == (1, 1)
+
+
+def test_drop_beyond_the_fraction_fails(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]}, "{")
+
+    with pytest.raises(DataError, match=r"0\.5000, more than max_invalid_fraction 0\.4"):
+        validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.4)
+
+
+def test_no_valid_row_left_fails(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="no valid row is left"):
+        validate_dataset(write_rows("{"), tmp_path / "out", on_invalid="drop", max_invalid_fraction=1.0)
+
+
+@pytest.mark.parametrize("lines", [[], ["", " "]])
+def test_a_file_without_rows_fails(tmp_path: Path, write_rows: Callable[..., Path], lines: list[str]) -> None:
+    with pytest.raises(DataError, match="the file holds no rows"):
+        validate_dataset(write_rows(*lines), tmp_path / "out")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingPathError, match=r"rows\.jsonl: there is no such file"):
+        validate_dataset(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_invalid": "skip"}, "on_invalid is 'skip'; allowed are fail, drop"),
+        ({"max_invalid_fraction": 1.5}, r"max_invalid_fraction is 1\.5; allowed is a number from 0 to 1"),
+        ({"max_invalid_fraction": float("nan")}, "max_invalid_fraction is nan"),
+        ({"data_format": "alpaca"}, "data_format is 'alpaca'; allowed are messages, processed, documents"),
+    ],
+)
+def test_a_bad_parameter_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate_dataset(tmp_path, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "path"),
+    [
+        ({"labels": [1]}, "input-ids-missing", "input_ids"),
+        ({"input_ids": "1", "labels": [1]}, "input-ids-not-a-list", "input_ids"),
+        ({"input_ids": [], "labels": [1]}, "input-ids-empty", "input_ids"),
+        ({"input_ids": [1, True], "labels": [1, 1]}, "input-ids-not-integers", "input_ids[1]"),
+        ({"input_ids": [1, -1], "labels": [1, 1]}, "input-ids-not-integers", "input_ids[1]"),
+        ({"input_ids": [1, 2**31], "labels": [1, 1]}, "input-ids-not-integers", "input_ids[1]"),
+        ({"input_ids": [1], "labels": [1.5]}, "labels-not-integers", "labels[0]"),
+        ({"input_ids": [1, 2], "labels": [2]}, "length-mismatch", "labels"),
+        ({"input_ids": [1, 2], "labels": [2, -5]}, "label-negative", "labels[1]"),
+        ({"input_ids": [1, 2], "labels": [-100, -100]}, "no-trained-label", "labels"),
+    ],
+)
+def test_a_processed_row_is_checked(
+    tmp_path: Path, write_rows: Callable[..., Path], row: dict[str, Any], code: str, path: str
+) -> None:
+    source = write_rows({"input_ids": [1, 2], "labels": [-100, 2]}, row)
+
+    assert findings_of(source, tmp_path / "out", data_format="processed") == [(2, code, path)]
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [({}, "document-missing"), ({"text": 1}, "document-not-text"), ({"text": " "}, "document-empty")],
+)
+def test_a_document_is_checked_in_its_column(
+    tmp_path: Path, write_rows: Callable[..., Path], row: dict[str, Any], code: str
+) -> None:
+    source = write_rows({"text": "A text."}, row)
+
+    findings = findings_of(source, tmp_path / "out", data_format="documents", document_column="text")
+
+    assert findings == [(2, code, "text")]
+
+
+def test_the_report_caps_its_lists_but_counts_all(
+    tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "MAX_REPORTED_FINDINGS", 3)
+    monkeypatch.setattr(messages, "MAX_EXTRA_KEYS", 2)
+    good = [{"messages": [USER, ASSISTANT], f"key{index}": 1} for index in range(10)]
+    source = write_rows(*good, *["{"] * 10)
+
+    report = validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.5)
+
+    assert (len(report.findings), report.findings_total, report.counts_by_code) == (3, 10, {"not-json": 10})
+    assert report.extra_keys == {"(other keys)": 8, "key0": 1, "key1": 1}
+    assert len((tmp_path / "out/quarantine.jsonl").read_bytes().splitlines()) == 10
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+NEAR_MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["system", "user", "assistant", "pretraining", "tool"]) | JSON_VALUES,
+        "content": st.text(max_size=5) | JSON_VALUES,
+        "reasoning_content": JSON_VALUES,
+    },
+)
+NEAR_ROWS = st.fixed_dictionaries(
+    {"messages": st.lists(NEAR_MESSAGES | JSON_VALUES, max_size=4)}, optional={"unmask": JSON_VALUES}
+)
+LINES = st.binary(max_size=40) | NEAR_ROWS.map(lambda row: json.dumps(row).encode())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(LINES, max_size=5),
+    newline=st.sampled_from([b"\n", b"\r\n"]),
+    data_format=st.sampled_from(["messages", "processed", "documents"]),
+)
+def test_no_input_crashes_or_loses_a_row(tmp_path: Path, lines: list[bytes], newline: bytes, data_format: str) -> None:
+    source = tmp_path / "fuzz.jsonl"
+    source.write_bytes(newline.join(lines))
+
+    findings = findings_of(source, tmp_path / "out", data_format=data_format, on_invalid="drop")
+
+    rows_in = [line for line in source.read_bytes().split(b"\n") if line.strip()]
+    valid = (tmp_path / "out/valid.jsonl").read_bytes().splitlines(keepends=True)
+    quarantined = [orjson.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_bytes().split(b"\n")[:-1]]
+    kept = [base64.b64decode(e["raw_base64"]) if "raw_base64" in e else e["raw"].encode() for e in quarantined]
+    assert sorted(rows_in) == sorted([*(b"".join(valid).split(b"\n")[:-1]), *kept])
+    assert {entry["line"] for entry in quarantined} == {line for line, _, _ in findings}
