@@ -1,6 +1,6 @@
 """Step 5: lm-eval on the base and the tuned model: what was lost, what was gained, and whether that is acceptable."""
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -14,6 +14,8 @@ def forgetting_evaluation(
     tasks: str,
     target_tasks: str,
     include_path: str,
+    num_fewshot: str,
+    limit: int,
     apply_chat_template: bool,
     batch_size: int,
     max_forgetting: float,
@@ -24,8 +26,6 @@ def forgetting_evaluation(
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
-    num_fewshot: Optional[int] = None,
-    limit: Optional[int] = None,
 ) -> NamedTuple("Outputs", [("forgetting", float), ("target_gain", float), ("passed", bool)]):  # type: ignore[valid-type]
     """Evaluate both models and write ``forgetting.json``, ``report.html`` to ``runs/<run_id>/evaluation``.
 
@@ -35,6 +35,8 @@ def forgetting_evaluation(
         tasks: retention tasks of lm-eval, separated by commas.
         target_tasks: lm-eval tasks of the new domain, separated by commas; the held-out rows always count as one.
         include_path: folder of the user's own task files; empty: none.
+        num_fewshot: examples before each question, a number, or ``auto`` for each task's own.
+        limit: documents a task; 0 takes all.
         apply_chat_template: ask through the model's chat template, if it has one.
         batch_size: prompts through the model at once.
         max_forgetting: largest mean loss over the retention tasks that passes, 0 to 1.
@@ -45,8 +47,6 @@ def forgetting_evaluation(
         evaluation: manifest of the results.
         metrics: forgetting, gain, and both scores of each task.
         report: what was forgotten, as a page.
-        num_fewshot: examples before each question; the task's own number if not given.
-        limit: documents a task; all if not given.
 
     Returns:
         Mean loss over the retention tasks, mean gain over the target tasks (0 when there is none), and whether both
@@ -73,8 +73,8 @@ def forgetting_evaluation(
         target_tasks=split_names(target_tasks),
         include_path=Path(workspace.locate(include_path)) if include_path else None,
         holdout=processed_directory if has_holdout else None,
-        num_fewshot=num_fewshot,
-        limit=limit,
+        num_fewshot=None if num_fewshot == "auto" else int(num_fewshot),
+        limit=limit or None,
         batch_size=batch_size,
         apply_chat_template=apply_chat_template,
         max_forgetting=max_forgetting,

@@ -1,16 +1,14 @@
 """The continual-learning pipeline: new data in, a tuned model out, and the evidence of what it forgot."""
 
-from typing import Optional
-
 from kfp import dsl
 
 from components.dataset_download import dataset_download
 from components.forgetting_evaluation import forgetting_evaluation
 from components.message_processing import message_processing
 from components.message_validation import message_validation
-from components.model_promotion import model_promotion
 from components.osft_training import osft_training
 from pipelines.placement import give_gpus, give_resources, give_secret, mount_workspace
+from pipelines.promotion import promotion
 
 # The names that RHOAI's S3 connections give to the keys of their secrets.
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
@@ -49,8 +47,8 @@ def continual_learning(
     eval_tasks: str = "arc_easy,hellaswag",
     eval_target_tasks: str = "",
     eval_include_path: str = "",
-    eval_num_fewshot: Optional[int] = None,
-    eval_limit: Optional[int] = None,
+    eval_num_fewshot: str = "auto",
+    eval_limit: int = 0,
     eval_batch_size: int = 16,
     eval_apply_chat_template: bool = True,
     eval_max_forgetting: float = 0.05,
@@ -91,8 +89,8 @@ def continual_learning(
         eval_tasks: lm-eval tasks that stand for what must be kept, separated by commas.
         eval_target_tasks: lm-eval tasks of the new domain. The held-out rows are always evaluated.
         eval_include_path: Folder with lm-eval task files of your own, e.g. pvc://tasks.
-        eval_num_fewshot: Examples before each question. Each task's own number if not given.
-        eval_limit: Documents a task. All if not given.
+        eval_num_fewshot: Examples before each question: a number, or auto for each task's own.
+        eval_limit: Documents a task; 0 takes all.
         eval_batch_size: Prompts that go through the model at once.
         eval_apply_chat_template: Ask through the model's chat template, if it has one.
         eval_max_forgetting: Largest mean loss over the retention tasks that is promoted, 0 to 1.
@@ -164,21 +162,22 @@ def continual_learning(
         tuned=training.outputs["tuned"],
     )
 
-    with dsl.If(evaluation.outputs["passed"] == True, name="passed"):  # noqa: E712 kfp builds the condition from ==
-        promotion = model_promotion(
-            run_id=run_id,
-            model_name=promote_model_name,
-            tuned=training.outputs["tuned"],
-            evaluation=evaluation.outputs["evaluation"],
-        )
+    promotion(
+        passed=evaluation.outputs["passed"],
+        run_id=run_id,
+        model_name=promote_model_name,
+        workspace_pvc=workspace_pvc,
+        tuned=training.outputs["tuned"],
+        evaluation=evaluation.outputs["evaluation"],
+    ).set_caching_options(False)
 
-    for task in (download, validation, processing, promotion):
+    for task in (download, validation, processing):
         give_resources(task, cpu="2", memory="8Gi")
     give_resources(training, cpu=train_cpu, memory=train_memory)
     give_gpus(training, train_gpus_per_node)
     give_resources(evaluation, cpu="4", memory="32Gi")
     give_gpus(evaluation, eval_gpus)
-    for task in (download, validation, processing, training, evaluation, promotion):
+    for task in (download, validation, processing, training, evaluation):
         mount_workspace(task, workspace_pvc)
     give_secret(download, data_s3_secret, S3_KEYS)
     for task in (download, processing, training, evaluation):

@@ -68,9 +68,12 @@ def test_the_file_has_the_six_steps_and_begins_with_its_parameters(compiled: Any
 def test_the_model_is_promoted_only_when_it_passed(compiled: Any) -> None:
     specification, _ = compiled
 
-    condition = specification["root"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]["condition"]
-    assert condition == ("inputs.parameter_values['pipelinechannel--forgetting-evaluation-passed'] == true")
-    assert list(specification["components"]["comp-condition-1"]["dag"]["tasks"]) == ["model-promotion"]
+    components = specification["components"]
+    passed = specification["root"]["dag"]["tasks"]["promotion"]["inputs"]["parameters"]["passed"]
+    trigger = components["comp-promotion"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]
+    assert passed["taskOutputParameter"] == {"outputParameterKey": "passed", "producerTask": "forgetting-evaluation"}
+    assert trigger == {"condition": "inputs.parameter_values['pipelinechannel--passed'] == true"}
+    assert list(components["comp-condition-1"]["dag"]["tasks"]) == ["model-promotion"]
 
 
 def test_images_mount_path_and_environment_are_those_of_the_deployment(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Run the continual-learning pipeline on this machine, through KFP's own local runner.
+
+    python run_local.py --demo
+    python run_local.py my.jsonl --set model_base=./model --set eval_tasks=arc_easy
+
+Every step is a process of its own, as it is a pod of its own on a cluster; the workspace is a folder. What only
+Kubernetes knows (images, GPUs, claims, secrets) is left aside.
+"""
+
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from demo.parameters import DEMO_PARAMETERS
+from kfp import local
+from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
+from rich.console import Console
+
+from osft.errors import ConfigError
+from osft.evaluation.report import ForgettingReport
+from osft.evaluation.table import render_table
+from osft.workspace import WORKSPACE_VARIABLE, Workspace
+from pipelines.continual_learning import continual_learning
+
+# What the pipeline declares, in words and as the types of its JSON values.
+JSON_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "NUMBER_INTEGER": ("whole number", (int,)),
+    "NUMBER_DOUBLE": ("number", (int, float)),
+    "BOOLEAN": ("true or false", (bool,)),
+    "LIST": ("list", (list,)),
+}
+PARAMETERS = continual_learning.pipeline_spec.root.input_definitions.parameters
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Return pipeline parameters from ``name=value`` texts, each in the type that the pipeline declares.
+
+    Raises:
+        ConfigError: if a name is unknown or a value is not of its type.
+    """
+    parsed = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in PARAMETERS:
+            raise ConfigError(f"--set '{setting}' is not name=value with one of {', '.join(sorted(PARAMETERS))}.")
+        parsed[name] = _parse_value(name, text)
+    return parsed
+
+
+def _parse_value(name: str, text: str) -> Any:
+    kind = ParameterType.ParameterTypeEnum.Name(PARAMETERS[name].parameter_type)
+    if kind == "STRING":
+        return text
+    word, types = JSON_TYPES[kind]
+    try:
+        value = orjson.loads(text.lower() if kind == "BOOLEAN" else text)
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"--set {name}={text} is not a {word}.") from error
+    # In Python a truth value is a whole number too.
+    if not isinstance(value, types) or isinstance(value, bool) != (kind == "BOOLEAN"):
+        raise ConfigError(f"--set {name}={text} is not a {word}.")
+    return value
+
+
+def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
+    """Run the pipeline and return the folder of its evaluation.
+
+    Raises:
+        RuntimeError: if a step fails; its message is in the output before.
+    """
+    os.environ[WORKSPACE_VARIABLE] = str(workspace.root)
+    # The steps' output is a log, where a redrawn bar would leave a line for each of its states.
+    os.environ["TQDM_DISABLE"] = "1"
+    # The runner warns that images and resources, which only a cluster uses, are not used here.
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", message=".*have no effect in the current local runner", category=UserWarning)
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(workspace.root / "kfp"),
+        # The runner deletes this folder at the end of a run: it must never be ours.
+        workspace_root=tempfile.mkdtemp(prefix="kfp-workspace-"),
+    )
+    finished = continual_learning(**arguments)
+    return workspace.directory_of(finished.outputs["Output"].path)
+
+
+def main(
+    data_uri: Annotated[str | None, typer.Argument(help="Where the rows are; not needed with --demo.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Run on the model and the data in demo/.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A pipeline parameter, name=value.")] = None,
+    workspace: Annotated[Path, typer.Option(help="Folder that stands for the shared volume.")] = Path("workspace"),
+) -> None:
+    """Run the continual-learning pipeline on this machine and print what the model gained and forgot."""
+    try:
+        arguments = {**(DEMO_PARAMETERS if demo else {}), **parse_settings(settings or [])}
+        if data_uri is not None:
+            arguments["data_uri"] = data_uri
+        if "data_uri" not in arguments:
+            raise ConfigError("DATA_URI is missing. Give it, or --demo.")
+        workspace.mkdir(parents=True, exist_ok=True)
+        evaluation = run(arguments, Workspace(workspace.resolve()))
+    except (ConfigError, OSError, RuntimeError) as error:
+        typer.echo(f"run_local.py: {error}", err=True)
+        raise typer.Exit(1) from error
+    Console().print(render_table(ForgettingReport.load(evaluation / "forgetting.json")))
+    typer.echo(f"Report: {evaluation / 'report.html'}")
+
+
+if __name__ == "__main__":
+    logging.captureWarnings(True)
+    typer.run(main)

@@ -1,0 +1,135 @@
+"""The whole pipeline through KFP's local runner: every step a process of its own, on a real small model."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from osft.workspace import Manifest, Workspace
+from run_local import parse_settings, run
+
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {name}.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    root = tmp_path / "a workspace with spaces"
+    root.mkdir()
+    return Workspace(root)
+
+
+@pytest.fixture
+def arguments(workspace: Workspace, tiny_model: Path, messages_file: Path) -> dict[str, Any]:
+    """A short run; the data lie on the workspace, as they would on a volume."""
+    tasks = workspace.root / "tasks"
+    tasks.mkdir()
+    (tasks / "parity.yaml").write_text(TASK.format(name="parity"))
+    rows = [{"question": f"Is {number} even?", "answer": number % 2} for number in range(6)]
+    (tasks / "parity.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    (workspace.root / "new.jsonl").write_bytes(messages_file.read_bytes())
+    return {
+        "data_uri": "pvc://new.jsonl",
+        "data_holdout_fraction": 0.25,
+        "model_base": str(tiny_model),
+        "train_effective_batch_size": 4,
+        "train_max_tokens_per_gpu": 512,
+        "train_max_seq_len": 128,
+        "train_num_epochs": 2,
+        "train_target_patterns": ["mlp"],
+        "eval_tasks": "parity",
+        "eval_include_path": "pvc://tasks",
+        "eval_max_forgetting": 1.0,
+        "promote_model_name": "adder",
+    }
+
+
+@pytest.mark.slow
+def test_a_run_that_passes_publishes_its_model_with_its_lineage(
+    workspace: Workspace, arguments: dict[str, Any]
+) -> None:
+    evaluation = run(arguments, workspace)
+
+    scores = orjson.loads((evaluation / "forgetting.json").read_bytes())
+    assert [(task["task"], task["kind"]) for task in scores["tasks"]] == [("parity", "retention"), ("holdout", "target")]
+    assert set(scores["tasks"][0]) >= {"metric", "base", "tuned", "delta", "ci_low", "ci_high", "n"}
+    assert scores["passed"] is True
+    assert (evaluation / "report.html").is_file()
+    run_folder = evaluation.parent
+    assert evaluation.name == "evaluation"
+    assert run_folder.parent == workspace.root / "runs"
+    for step in ("raw", "valid", "processed", "training", "evaluation"):
+        assert Manifest.load(run_folder / step / "manifest.json").path == f"runs/{run_folder.name}/{step}"
+    version = workspace.models / "adder" / "v0001"
+    lineage = orjson.loads((version / "lineage.json").read_bytes())
+    assert lineage["run_id"] == run_folder.name
+    assert lineage["scores"] == scores
+    published, trained = version / "model.safetensors", run_folder / "training" / "final" / "model.safetensors"
+    assert published.read_bytes() == trained.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_pass_ends_well_and_publishes_nothing(
+    workspace: Workspace, arguments: dict[str, Any]
+) -> None:
+    evaluation = run({**arguments, "eval_min_target_gain": 1.0}, workspace)
+
+    assert orjson.loads((evaluation / "forgetting.json").read_bytes())["passed"] is False
+    assert not workspace.models.exists()
+
+
+@pytest.mark.slow
+def test_a_bad_row_stops_the_run_before_anything_is_trained(
+    workspace: Workspace, arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (workspace.root / "new.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "human", "content": "hi"}]}\n')
+
+    with pytest.raises(RuntimeError, match="message-validation"):
+        run(arguments, workspace)
+
+    assert "line 9, messages[0].role" in capfd.readouterr().out
+    (run_folder,) = (workspace.root / "runs").iterdir()
+    assert sorted(path.name for path in run_folder.iterdir()) == ["raw", "valid.partial"]
+
+
+def test_a_setting_takes_the_type_that_the_pipeline_declares() -> None:
+    settings = [
+        "train_num_epochs=2", "train_learning_rate=1e-3", "train_use_liger=True", "eval_tasks=a,b=c",
+        'train_target_patterns=["q_proj"]', "eval_limit=5",
+    ]  # fmt: skip
+
+    assert parse_settings(settings) == {
+        "train_num_epochs": 2,
+        "train_learning_rate": 1e-3,
+        "train_use_liger": True,
+        "eval_tasks": "a,b=c",
+        "train_target_patterns": ["q_proj"],
+        "eval_limit": 5,
+    }
+
+
+@pytest.mark.parametrize("setting", ["train_epochs=2", "train_num_epochs", "=2"])
+def test_a_setting_that_is_no_parameter_is_refused(setting: str) -> None:
+    with pytest.raises(ValueError, match="is not name=value with one of data_block_size, "):
+        parse_settings([setting])
+
+
+@pytest.mark.parametrize("setting", ["train_num_epochs=two", "train_num_epochs=1.5", "train_use_liger=maybe", "train_target_patterns=q"])
+def test_a_setting_of_the_wrong_type_is_refused(setting: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a (whole number|number|true or false|list)"):
+        parse_settings([setting])
