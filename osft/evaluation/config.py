@@ -1,0 +1,126 @@
+"""What an evaluation is asked to do: two models, the tasks, and the limits of the gate.
+
+Kept apart from the code that runs it so that a command line or a pipeline step can build and check a
+configuration without paying for the import of torch and lm-eval (some seconds).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from osft.errors import ConfigError
+
+HOLDOUT_TASK = "holdout"
+"""Name under which the held-out rows of the new data are evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Parameters of :func:`osft.evaluation.evaluate.evaluate_forgetting`, checked when it is made.
+
+    Raises:
+        ConfigError: if a value is not allowed; the message names the parameter, the value and what is allowed.
+    """
+
+    base: str
+    """Folder (or Hub name, from the local cache when offline) of the model before training."""
+
+    tuned: str
+    """The model after training. Its vocabulary must be the base model's."""
+
+    tasks: tuple[str, ...]
+    """Retention tasks: what the base model knows and must keep. Names of lm-eval tasks or groups, at least one."""
+
+    target_tasks: tuple[str, ...] = ()
+    """Tasks that measure what was to be learnt."""
+
+    include_path: Path | None = None
+    """Folder with the user's own lm-eval YAML tasks."""
+
+    holdout: Path | None = None
+    """``holdout.parquet`` or its folder; evaluated as the target task ``holdout``. None: no such task."""
+
+    num_fewshot: int | None = None
+    """Examples in each prompt; None takes each task's own number. A task that fixes it to 0 keeps 0."""
+
+    limit: int | None = None
+    """Evaluate only the first documents of each task, this many; None evaluates all."""
+
+    batch_size: int | Literal["auto"] = 16
+    """Sequences in one forward pass; ``"auto"`` tries what fits, from 64 downwards."""
+
+    apply_chat_template: bool = True
+    """Format prompts with the tokenizer's chat template; without effect where the models have none."""
+
+    max_forgetting: float = 0.05
+    """Largest ``forgetting`` that passes, as a share of the score (0.05 is five points of accuracy)."""
+
+    min_target_gain: float = 0.0
+    """Smallest ``target_gain`` that passes; not asked for where there is no target at all."""
+
+    seed: int = 42
+    """Seed of Python, numpy, torch, the choice of few-shot examples, and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "target_tasks"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for name in ("include_path", "holdout"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        self._check_tasks()
+        self._check_numbers()
+
+    @property
+    def has_target(self) -> bool:
+        """Whether anything measures what was to be learnt."""
+        return bool(self.target_tasks) or self.holdout is not None
+
+    def _check_tasks(self) -> None:
+        if not self.base or not self.tuned:
+            raise ConfigError(f"base '{self.base}', tuned '{self.tuned}': both models must be named.")
+        if not self.tasks:
+            raise ConfigError("tasks is empty. Name at least one retention task: what the base model must keep.")
+        every = [*self.tasks, *self.target_tasks, *([HOLDOUT_TASK] if self.holdout else [])]
+        if twice := sorted({name for name in every if every.count(name) > 1}):
+            raise ConfigError(
+                f"tasks and target_tasks name {', '.join(twice)} more than once. Name each task once, in one of them"
+                + (f"; '{HOLDOUT_TASK}' is the name of the held-out rows." if HOLDOUT_TASK in twice else ".")
+            )
+
+    def _check_numbers(self) -> None:
+        _check_count("num_fewshot", self.num_fewshot, minimum=0)
+        _check_count("limit", self.limit, minimum=1)
+        if self.batch_size != "auto":
+            _check_count("batch_size", self.batch_size, minimum=1)
+        if self.batch_size is None:
+            raise ConfigError("batch_size is None. Give a whole number from 1 or 'auto'.")
+        if not 0 <= self.max_forgetting <= 1:
+            raise ConfigError(f"max_forgetting is {self.max_forgetting}. Give a number from 0 to 1.")
+        if not -1 <= self.min_target_gain <= 1:
+            raise ConfigError(f"min_target_gain is {self.min_target_gain}. Give a number from -1 to 1.")
+        if self.min_target_gain > 0 and not self.has_target:
+            raise ConfigError(
+                f"min_target_gain is {self.min_target_gain}, but nothing measures the gain. "
+                "Give target_tasks or holdout, or min_target_gain 0."
+            )
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names in a list separated by commas; an empty text has none."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _names(parameter: str, value: object) -> tuple[str, ...]:
+    """Return ``value`` as a tuple of names; a bare string would be taken apart into letters."""
+    if isinstance(value, str) or not isinstance(value, tuple | list):
+        raise ConfigError(f"{parameter} is {value!r}. Give a tuple of task names.")
+    if bad := [name for name in value if not isinstance(name, str) or not name.strip()]:
+        raise ConfigError(f"{parameter} holds {bad[0]!r}. Every task name is text and not empty.")
+    return tuple(value)
+
+
+def _check_count(parameter: str, value: object, *, minimum: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(f"{parameter} is {value!r}. Give a whole number from {minimum}.")
