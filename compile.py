@@ -59,7 +59,12 @@ class Deployment:
     @property
     def environment(self) -> dict[str, str]:
         """Variables of every step: where the workspace is, and a model cache that outlives the pod."""
-        return {WORKSPACE_VARIABLE: self.workspace_path, "HF_HOME": f"{self.workspace_path}/cache/huggingface"}
+        return {
+            WORKSPACE_VARIABLE: self.workspace_path,
+            "HF_HOME": f"{self.workspace_path}/cache/huggingface",
+            # In a log a redrawn bar would leave a line for each of its states.
+            "TQDM_DISABLE": "1",
+        }
 
 
 def is_pinned(image: str) -> bool:
@@ -94,7 +99,9 @@ def deploy(specification: dict[str, Any], platform: dict[str, Any], deployment: 
     images = {PIPELINE_IMAGE: deployment.image, TRAINER_IMAGE: deployment.trainer_image}
     for _, container in containers(specification):
         container["image"] = images[container["image"]]
-        container["env"] = [{"name": name, "value": value} for name, value in deployment.environment.items()]
+        container.setdefault("env", []).extend(
+            {"name": name, "value": value} for name, value in deployment.environment.items()
+        )
     for executor in kubernetes_executors(platform).values():
         for mount in executor.get("pvcMount", []):
             mount["mountPath"] = deployment.workspace_path

@@ -7,20 +7,23 @@ Every step is a process of its own, as it is a pod of its own on a cluster; the 
 Kubernetes knows (images, GPUs, claims, secrets) is left aside.
 """
 
-import logging
+import contextlib
+import io
 import os
+import re
+import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import orjson
 import typer
-from demo.parameters import DEMO_PARAMETERS
 from kfp import local
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 from rich.console import Console
 
+from demo.parameters import DEMO_PARAMETERS
 from osft.errors import ConfigError
 from osft.evaluation.report import ForgettingReport
 from osft.evaluation.table import render_table
@@ -34,6 +37,10 @@ JSON_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "BOOLEAN": ("true or false", (bool,)),
     "LIST": ("list", (list,)),
 }
+# In what the runner prints: the start of a step, a log line of the library, the error that ended a step.
+STEP_STARTS = re.compile(r"Executing task .*'(?P<step>[\w-]+)'")
+STEP_SAYS = re.compile(r"\s*(?P<message>\d\d:\d\d:\d\d [A-Z]+ osft\..*|osft\.errors\.\w+: .*)")
+LOG_NAME = "local-run.log"
 PARAMETERS = continual_learning.pipeline_spec.root.input_definitions.parameters
 
 
@@ -67,6 +74,32 @@ def _parse_value(name: str, text: str) -> Any:
     return value
 
 
+class StepLog(io.TextIOBase):
+    """Takes what the runner prints: all of it goes to a file, what a person follows a run by to the terminal."""
+
+    def __init__(self, log: IO[str], terminal: IO[str]) -> None:
+        """Write to ``log`` and, in part, to ``terminal``."""
+        self._log = log
+        self._terminal = terminal
+        self._line = ""
+
+    def write(self, text: str) -> int:
+        """Take ``text``; whole lines are looked at, a part of one waits for the rest."""
+        self._log.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if match := STEP_STARTS.search(line):
+                self._terminal.write(f"\n{match['step']}\n")
+            elif match := STEP_SAYS.match(line):
+                self._terminal.write(f"  {match['message']}\n")
+            self._terminal.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Bring the file up to date."""
+        self._log.flush()
+
+
 def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
     """Run the pipeline and return the folder of its evaluation.
 
@@ -85,7 +118,12 @@ def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
         # The runner deletes this folder at the end of a run: it must never be ours.
         workspace_root=tempfile.mkdtemp(prefix="kfp-workspace-"),
     )
-    finished = continual_learning(**arguments)
+    log_file = workspace.root / LOG_NAME
+    with log_file.open("w") as log, contextlib.redirect_stdout(StepLog(log, sys.stdout)):
+        try:
+            finished = continual_learning(**arguments)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} All that the steps printed is in {log_file}.") from error
     return workspace.directory_of(finished.outputs["Output"].path)
 
 
@@ -104,13 +142,13 @@ def main(
             raise ConfigError("DATA_URI is missing. Give it, or --demo.")
         workspace.mkdir(parents=True, exist_ok=True)
         evaluation = run(arguments, Workspace(workspace.resolve()))
+        report = ForgettingReport.load(evaluation / "forgetting.json")
     except (ConfigError, OSError, RuntimeError) as error:
         typer.echo(f"run_local.py: {error}", err=True)
         raise typer.Exit(1) from error
-    Console().print(render_table(ForgettingReport.load(evaluation / "forgetting.json")))
+    Console().print(render_table(report))
     typer.echo(f"Report: {evaluation / 'report.html'}")
 
 
 if __name__ == "__main__":
-    logging.captureWarnings(True)
     typer.run(main)

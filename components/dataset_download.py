@@ -14,7 +14,10 @@ def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> No
         uri: ``pvc://``, a path, ``hf://``, ``https://`` or ``s3://``.
         rows: manifest of ``rows.jsonl`` and ``source.json``.
     """
+    import hashlib
+
     from osft.data.sources import download_dataset
+    from osft.data.web import public_uri
     from osft.logs import configure_logging
     from osft.workspace import Workspace, read_json
 
@@ -23,7 +26,8 @@ def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> No
     manifest = workspace.complete(
         run_id,
         "raw",
-        inputs={"uri": uri},
+        # A presigned link is a secret: what is stored tells two links apart, and no more.
+        inputs={"uri": public_uri(uri), "uri_sha256": hashlib.sha256(uri.encode()).hexdigest()},
         work=lambda directory: download_dataset(uri, directory, workspace=workspace),
     )
     source = read_json(workspace.resolve(manifest.path) / "source.json")

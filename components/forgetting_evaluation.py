@@ -90,7 +90,8 @@ def forgetting_evaluation(
     directory = workspace.resolve(manifest.path)
     result = ForgettingReport.load(directory / "forgetting.json")
     metrics.log_metric("forgetting", result.forgetting)
-    metrics.log_metric("target_gain", result.target_gain or 0.0)
+    if result.target_gain is not None:
+        metrics.log_metric("target_gain", result.target_gain)
     for task in result.tasks:
         metrics.log_metric(f"{task.task}_base", task.base)
         metrics.log_metric(f"{task.task}_tuned", task.tuned)

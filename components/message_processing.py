@@ -15,6 +15,7 @@ def message_processing(
     holdout_fraction: float,
     on_too_long: str,
     block_size: int,
+    document_column: str,
     seed: int,
     valid: dsl.Input[dsl.Dataset],
     processed: dsl.Output[dsl.Dataset],
@@ -31,6 +32,7 @@ def message_processing(
         holdout_fraction: share of the rows kept for the evaluation, 0 to 1.
         on_too_long: ``drop``, ``truncate`` or ``fail``.
         block_size: tokens of a block of documents; used with ``documents`` only.
+        document_column: column of the text; used with ``documents`` only.
         seed: seed of the split.
         valid: manifest of the valid rows.
         processed: manifest of the tokenized rows.
@@ -51,6 +53,7 @@ def message_processing(
         holdout_fraction=holdout_fraction,
         on_too_long=on_too_long,
         block_size=block_size if data_format == "documents" else None,
+        document_column=document_column,
         seed=seed,
     )
     manifest = workspace.complete(

@@ -11,6 +11,7 @@ def message_validation(
     data_format: str,
     on_invalid: str,
     max_invalid_fraction: float,
+    document_column: str,
     rows: dsl.Input[dsl.Dataset],
     valid: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -22,6 +23,7 @@ def message_validation(
         data_format: ``messages``, ``processed`` or ``documents``.
         on_invalid: ``fail``, or ``drop`` to go on with the valid rows.
         max_invalid_fraction: with ``drop``, the largest share of bad rows that is accepted, 0 to 1.
+        document_column: column of the text; used with ``documents`` only.
         rows: manifest of the downloaded rows.
         valid: manifest of the valid rows.
         metrics: rows in, valid, quarantined.
@@ -41,6 +43,7 @@ def message_validation(
             "data_format": data_format,
             "on_invalid": on_invalid,
             "max_invalid_fraction": max_invalid_fraction,
+            "document_column": document_column,
         },
         work=lambda directory: validate_dataset(
             source,
@@ -48,6 +51,7 @@ def message_validation(
             data_format=data_format,
             on_invalid=on_invalid,
             max_invalid_fraction=max_invalid_fraction,
+            document_column=document_column,
         ),
     )
     report = read_json(workspace.resolve(manifest.path) / "report.json")

@@ -3,19 +3,18 @@
 import difflib
 import importlib.util
 import logging
-from dataclasses import MISSING, asdict, fields, replace
+import os
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from osft.config import TrainingConfig
 from osft.errors import ConfigError, MissingPathError, TrainingError
 from osft.logs import ensure_logging
-from osft.workspace import write_json
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("native", "mini-trainer")
-CONFIG_NAME = "config.json"
 
 
 def osft(
@@ -148,48 +147,47 @@ def _make_config(given: dict[str, Any]) -> TrainingConfig:
         raise ConfigError(f"{', '.join(missing)} must be given.")
     if isinstance(patterns := given.get("target_patterns"), str):
         raise ConfigError(f"target_patterns='{patterns}' is one string. Give a list of regular expressions.")
-    if patterns is not None:
+    if isinstance(patterns, list):
         given = {**given, "target_patterns": tuple(patterns)}
+    given.update({name: os.fspath(value) for name, value in given.items() if isinstance(value, os.PathLike)})
     return TrainingConfig(**given)
 
 
 def _train_natively(config: TrainingConfig) -> Any:
-    from osft.training.distributed import count_local_processes, is_launched, launch
+    from osft.training.distributed import count_local_processes, is_first_process, is_launched, launch
     from osft.training.liger import require_liger
     from osft.training.loop import RESULT_NAME, TrainingResult, train
 
     _check_paths(config)
     if config.use_liger:
         require_liger()
-    config = _with_processed_data(config)
+    train_data = _processed_data(config)
     directory = config.checkpoint_directory
     # What an earlier run left must not pass for this one's result.
-    (directory / RESULT_NAME).unlink(missing_ok=True)
+    if is_first_process(config):
+        (directory / RESULT_NAME).unlink(missing_ok=True)
     if is_launched() or (config.nnodes == 1 and count_local_processes(config) == 1):
-        train(config)
+        train(config, train_data)
     else:
-        config_file = directory / f".{CONFIG_NAME}.node{config.node_rank}"
-        write_json(config_file, asdict(config))
-        try:
-            launch(config, config_file)
-        finally:
-            config_file.unlink()
-    has_result = config.node_rank == 0 or (directory / RESULT_NAME).is_file()
+        launch(config, train_data)
+    has_result = is_first_process(config) or (directory / RESULT_NAME).is_file()
     return TrainingResult.load(directory) if has_result else None
 
 
 def _check_paths(config: TrainingConfig) -> None:
     if not Path(config.data_path).exists():
         raise MissingPathError(f"data_path '{config.data_path}' does not exist.")
+    if config.checkpoint_directory.exists() and not config.checkpoint_directory.is_dir():
+        raise ConfigError(f"ckpt_output_dir '{config.ckpt_output_dir}' is a file. Give a folder.")
     looks_local = config.model_path.startswith((".", "/", "~")) or config.model_path.count("/") > 1
     if looks_local and not Path(config.model_path).is_dir():
         raise MissingPathError(f"model_path '{config.model_path}' does not exist, or is not a folder.")
 
 
-def _with_processed_data(config: TrainingConfig) -> TrainingConfig:
-    """Validate and tokenize raw data; return the configuration that trains on the outcome."""
+def _processed_data(config: TrainingConfig) -> Path:
+    """Return the file of token ids to train on, after validating and tokenizing raw data."""
     if config.use_processed_dataset:
-        return config
+        return Path(config.data_path)
     from osft.data.messages import validate_dataset
     from osft.data.processing import ProcessingConfig, process_dataset
 
@@ -208,11 +206,4 @@ def _with_processed_data(config: TrainingConfig) -> TrainingConfig:
         document_column=config.document_column_name,
     )
     process_dataset(directory / "valid.jsonl", directory, processing)
-    return replace(
-        config,
-        data_path=str(directory / "train.parquet"),
-        use_processed_dataset=True,
-        is_pretraining=False,
-        block_size=None,
-        unmask_messages=False,
-    )
+    return directory / "train.parquet"

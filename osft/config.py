@@ -11,7 +11,16 @@ from pathlib import Path
 
 from osft.errors import ConfigError
 
+FLAGS = (
+    "use_liger", "use_processed_dataset", "unmask_messages", "is_pretraining", "checkpoint_at_epoch",
+    "save_final_checkpoint",
+)  # fmt: skip
+# The seeds of numpy's and PyTorch's generators and torchrun's ids all take this much.
+MAX_WHOLE_NUMBER = 2**32 - 1
+# Schedules that move by a metric of an evaluation, which no step here has.
+SCHEDULES_OF_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 # A name or address, an IPv6 one in brackets.
+MAX_PORT = 65535
 HOST_AND_PORT = re.compile(r"([^:\s]+|\[[^\]\s]+\]):\d{1,5}")
 
 
@@ -114,22 +123,26 @@ class TrainingConfig:
     """Number of this node, from 0."""
 
     rdzv_id: int | None = None
-    """Id that the nodes of one run share; random if not given."""
+    """Id that the nodes of one run share; needed with more than one node."""
 
     rdzv_endpoint: str | None = None
     """``host:port`` of node 0; needed with more than one node."""
 
     def __post_init__(self) -> None:
-        _require_text(self, "model_path", "data_path", "ckpt_output_dir")
+        _require_text(self, "model_path", "data_path", "ckpt_output_dir", "document_column_name")
+        _require_text(self, "data_output_dir", "rdzv_endpoint", optional=True)
+        _require_flag(self, *FLAGS)
         _require_range(self, "unfreeze_rank_ratio", 0.0, 1.0)
         _require_at_least_one(
             self, "effective_batch_size", "max_tokens_per_gpu", "max_seq_len", "num_epochs", "nnodes", "nproc_per_node"
         )
-        _require_not_negative(self, "warmup_steps", "seed", "weight_decay")
+        _require_whole_number(self, "warmup_steps", "seed", "node_rank", "rdzv_id")
+        _require_not_negative(self, "weight_decay")
         _require_range(self, "beta1", 0.0, 1.0, top_included=False)
         _require_range(self, "beta2", 0.0, 1.0, top_included=False)
         _require_positive(self, "learning_rate", "eps")
         _check_scheduler(self.lr_scheduler)
+        _check_scheduler_arguments(self.lr_scheduler_kwargs)
         _check_patterns(self.target_patterns)
         self._check_data_mode()
         self._check_nodes()
@@ -165,6 +178,8 @@ class TrainingConfig:
             raise ConfigError(f"rdzv_id is None but nnodes={self.nnodes} needs it. Give the same number on every node.")
         if self.rdzv_endpoint is not None and not HOST_AND_PORT.fullmatch(self.rdzv_endpoint):
             raise ConfigError(f"rdzv_endpoint='{self.rdzv_endpoint}' is not 'host:port', e.g. '10.0.0.5:29500'.")
+        if self.rdzv_endpoint is not None and int(self.rdzv_endpoint.rpartition(":")[2]) > MAX_PORT:
+            raise ConfigError(f"rdzv_endpoint='{self.rdzv_endpoint}' has a port above {MAX_PORT}.")
         if not 0 <= self.node_rank < self.nnodes:
             raise ConfigError(f"node_rank={self.node_rank} is not in 0 to nnodes-1 ({self.nnodes - 1}).")
 
@@ -186,11 +201,29 @@ class TrainingConfig:
         return "documents" if self.is_pretraining else "messages"
 
 
-def _require_text(config: TrainingConfig, *names: str) -> None:
+def _require_text(config: TrainingConfig, *names: str, optional: bool = False) -> None:
     for name in names:
         value = getattr(config, name)
+        if optional and value is None:
+            continue
         if not isinstance(value, str) or not value:
-            raise ConfigError(f"{name}={value!r} is not a path. Give a non-empty string.")
+            raise ConfigError(f"{name}={value!r} is not text. Give a non-empty string.")
+
+
+def _require_flag(config: TrainingConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r} is neither True nor False.")
+
+
+def _require_whole_number(config: TrainingConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is None and name == "rdzv_id":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_WHOLE_NUMBER:
+            raise ConfigError(f"{name}={value!r} is not a whole number from 0 to {MAX_WHOLE_NUMBER}.")
 
 
 def _number(config: TrainingConfig, name: str) -> float:
@@ -218,8 +251,8 @@ def _require_at_least_one(config: TrainingConfig, *names: str) -> None:
 def _require_not_negative(config: TrainingConfig, *names: str) -> None:
     for name in names:
         # Written so that NaN, which compares false with everything, is refused too.
-        if not _number(config, name) >= 0:
-            raise ConfigError(f"{name}={getattr(config, name)} is below 0. Give 0 or more.")
+        if not 0 <= _number(config, name) < float("inf"):
+            raise ConfigError(f"{name}={getattr(config, name)} is not 0 or more and finite.")
 
 
 def _require_positive(config: TrainingConfig, *names: str) -> None:
@@ -232,12 +265,19 @@ def _check_scheduler(name: str) -> None:
     # Imported here: transformers takes seconds to load, and most of what imports this module never trains.
     from transformers import SchedulerType
 
-    known = sorted(kind.value for kind in SchedulerType)
+    known = sorted(kind.value for kind in SchedulerType if kind.value not in SCHEDULES_OF_A_METRIC)
     if name not in known:
         raise ConfigError(f"lr_scheduler='{name}' is not one of {', '.join(known)}.")
 
 
+def _check_scheduler_arguments(arguments: object) -> None:
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise ConfigError(f"lr_scheduler_kwargs={arguments!r} is not a mapping from names to values.")
+
+
 def _check_patterns(patterns: tuple[str, ...] | None) -> None:
+    if patterns is not None and not (isinstance(patterns, tuple) and all(isinstance(p, str) for p in patterns)):
+        raise ConfigError(f"target_patterns={patterns!r} is not a list of regular expressions.")
     if patterns is not None and not patterns:
         raise ConfigError("target_patterns=[] targets nothing. Leave it out to target every linear of the blocks.")
     for pattern in patterns or ():

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    # mkstemp makes files private; the volume is shared by pods that run under other user ids.
+    # mkstemp makes files private; a pod under another user id of the same group must read them.
     Path(temporary).chmod(0o664)
     try:
         with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -200,11 +201,6 @@ class Workspace:
         return cls(root.resolve())
 
     @property
-    def cache(self) -> Path:
-        """Folder of files that can be made again."""
-        return self.root / "cache"
-
-    @property
     def models(self) -> Path:
         """Folder of the promoted models."""
         return self.root / "models"
@@ -247,13 +243,13 @@ class Workspace:
     ) -> Manifest:
         """Return the manifest of ``runs/<run_id>/<step>``, after doing the work unless it is already done.
 
-        ``work`` fills a folder that is renamed to its final name once it is whole. The folder's name while in
-        work is always the same, so a retried step finds there what the killed one left. A finished step with
-        the same ``inputs`` is not done again.
+        ``work`` fills an empty folder that is renamed to its final name once it is whole. Until then it is called
+        ``<step>.<host>.partial``: a pod that is retried while its lost predecessor still writes has a folder of
+        its own. A finished step with the same ``inputs`` is not done again.
 
         Args:
             run_id: id of the pipeline run.
-            step: name of the folder inside the run; while in work it is called ``<step>.partial``.
+            step: name of the folder inside the run.
             inputs: everything that determines the outcome; must be JSON. Paths of manifests are given as
                 their fingerprints.
             work: called with the folder to fill.
@@ -262,9 +258,15 @@ class Workspace:
         if finished := finished_manifest(target, inputs):
             logger.info("%s is finished already with the same inputs; nothing to do", finished.path)
             return finished
-        partial = target.with_name(f"{step}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{step}.{socket.gethostname()}.partial")
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
         work(partial)
+        if finished := finished_manifest(target, inputs):
+            logger.warning("%s was finished meanwhile by another process; this one's files are dropped", finished.path)
+            shutil.rmtree(partial)
+            return finished
         manifest = Manifest(
             path=target.relative_to(self.root).as_posix(), files=describe_files(partial), inputs=as_json(dict(inputs))
         )
@@ -287,11 +289,15 @@ def safe_name(name: str, *, what: str) -> str:
 
 
 def finished_manifest(directory: Path, inputs: Mapping[str, Any]) -> Manifest | None:
-    """Return the manifest in ``directory`` if it was made from ``inputs`` and its files still have their sizes."""
-    path = directory / MANIFEST_NAME
-    if not path.is_file():
+    """Return the manifest in ``directory`` if it was made from ``inputs`` and its files still have their sizes.
+
+    The sizes, not the hashes: a model's hash takes minutes. Who copies files on checks them.
+    """
+    try:
+        manifest = Manifest.load(directory / MANIFEST_NAME)
+    except WorkspaceError:
+        # Nothing finished is there; the step is done again and replaces what is.
         return None
-    manifest = Manifest.load(path)
     same_inputs = manifest.inputs == as_json(dict(inputs))
     files_are_there = all(has_size(directory / file.name, file.size_bytes) for file in manifest.files)
     return manifest if same_inputs and files_are_there else None

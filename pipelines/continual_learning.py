@@ -7,7 +7,7 @@ from components.forgetting_evaluation import forgetting_evaluation
 from components.message_processing import message_processing
 from components.message_validation import message_validation
 from components.osft_training import osft_training
-from pipelines.placement import give_gpus, give_resources, give_secret, mount_workspace
+from pipelines.placement import give_gpus, give_resources, give_secret, give_shared_memory, mount_workspace
 from pipelines.promotion import promotion
 
 # The names that RHOAI's S3 connections give to the keys of their secrets.
@@ -27,6 +27,7 @@ def continual_learning(
     data_on_too_long: str = "drop",
     data_unmask_messages: bool = False,
     data_block_size: int = 2048,
+    data_document_column: str = "document",
     data_s3_secret: str = "osft-data-s3",  # noqa: S107 its name
     model_base: str = "Qwen/Qwen2.5-1.5B-Instruct",
     model_hub_secret: str = "osft-hugging-face",  # noqa: S107 its name
@@ -69,6 +70,7 @@ def continual_learning(
         data_on_too_long: What happens to a row above train_max_seq_len: drop, truncate or fail.
         data_unmask_messages: Train on all messages but the system's, not on the assistant's alone.
         data_block_size: Tokens of a block, when data_format is documents.
+        data_document_column: Column of the text, when data_format is documents.
         data_s3_secret: Secret with the AWS_* keys of an S3 connection. Optional.
         model_base: Model to start from: a Hugging Face id, pvc://relative/path or /path.
         model_hub_secret: Secret with HF_TOKEN, for gated models and data sets. Optional.
@@ -112,6 +114,7 @@ def continual_learning(
         data_format=data_format,
         on_invalid=data_on_invalid,
         max_invalid_fraction=data_max_invalid_fraction,
+        document_column=data_document_column,
         rows=download.outputs["rows"],
     )
 
@@ -124,6 +127,7 @@ def continual_learning(
         holdout_fraction=data_holdout_fraction,
         on_too_long=data_on_too_long,
         block_size=data_block_size,
+        document_column=data_document_column,
         seed=train_seed,
         valid=validation.outputs["valid"],
     )
@@ -175,6 +179,7 @@ def continual_learning(
         give_resources(task, cpu="2", memory="8Gi")
     give_resources(training, cpu=train_cpu, memory=train_memory)
     give_gpus(training, train_gpus_per_node)
+    give_shared_memory(training)
     give_resources(evaluation, cpu="4", memory="32Gi")
     give_gpus(evaluation, eval_gpus)
     for task in (download, validation, processing, training, evaluation):

@@ -20,6 +20,11 @@ def give_gpus(task: PipelineTask, gpus: int) -> None:
     task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(gpus)
 
 
+def give_shared_memory(task: PipelineTask) -> None:
+    """Mount memory at ``/dev/shm``: NCCL's processes talk through it, and a pod has 64 MiB of it by default."""
+    kubernetes.empty_dir_mount(task, volume_name="shared-memory", mount_path="/dev/shm", medium="Memory")  # noqa: S108
+
+
 def mount_workspace(task: PipelineTask, claim: str) -> None:
     """Mount the shared volume where every step looks for it."""
     kubernetes.mount_pvc(task, pvc_name=claim, mount_path=DEFAULT_WORKSPACE_PATH)

@@ -15,7 +15,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def finish_run(workspace: Workspace, run_id: str) -> tuple[Manifest, Manifest]:
+def finish_run(workspace: Workspace, run_id: str, *, passed: bool = True) -> tuple[Manifest, Manifest]:
     """Leave the folders of a finished run; return the manifests of training and evaluation."""
 
     def write_source(directory: Path) -> None:
@@ -27,13 +27,14 @@ def finish_run(workspace: Workspace, run_id: str) -> tuple[Manifest, Manifest]:
         (directory / "metrics.jsonl").touch()
 
     def write_scores(directory: Path) -> None:
-        write_json(directory / "forgetting.json", {"forgetting": 0.01, "passed": True})
+        write_json(directory / "forgetting.json", {"forgetting": 0.01, "passed": passed, "reasons": ["Too much."]})
 
     workspace.complete(run_id, "raw", inputs={"uri": "x.jsonl"}, work=write_source)
     for step in ("valid", "processed"):
         workspace.complete(run_id, step, inputs={}, work=lambda directory: None)
     training = workspace.complete(run_id, "training", inputs={"model_path": "base"}, work=write_model)
-    return training, workspace.complete(run_id, "evaluation", inputs={}, work=write_scores)
+    inputs = {"trained": training.fingerprint}
+    return training, workspace.complete(run_id, "evaluation", inputs=inputs, work=write_scores)
 
 
 def promote(workspace: Workspace, run_id: str, model_name: str = "ours") -> Manifest:
@@ -88,6 +89,40 @@ def test_a_model_that_was_changed_after_training_is_not_published(workspace: Wor
     with pytest.raises(WorkspaceError, match=r"final/model\.safetensors is not what the training step left"):
         promote_model(workspace, run_id="run-a", model_name="ours", training=training, evaluation=evaluation)
     assert not (workspace.models / "ours/v0001").exists()
+
+
+def test_a_model_that_lost_a_file_after_training_is_not_published(workspace: Workspace) -> None:
+    training, evaluation = finish_run(workspace, "run-a")
+    (workspace.root / training.path / "final/model.safetensors").unlink()
+
+    with pytest.raises(WorkspaceError, match=r"final/model\.safetensors is not what the training step left"):
+        promote_model(workspace, run_id="run-a", model_name="ours", training=training, evaluation=evaluation)
+
+
+def test_a_model_that_did_not_pass_is_not_published(workspace: Workspace) -> None:
+    training, evaluation = finish_run(workspace, "run-a", passed=False)
+
+    with pytest.raises(WorkspaceError, match=r"runs/run-a/training did not pass: Too much\. It is not published"):
+        promote_model(workspace, run_id="run-a", model_name="ours", training=training, evaluation=evaluation)
+
+
+def test_an_evaluation_of_another_model_lets_nothing_pass(workspace: Workspace) -> None:
+    training, _ = finish_run(workspace, "run-a")
+    _, evaluation = finish_run(workspace, "run-b")
+
+    with pytest.raises(WorkspaceError, match=r"runs/run-b/evaluation evaluated another model than runs/run-a/training"):
+        promote_model(workspace, run_id="run-a", model_name="ours", training=training, evaluation=evaluation)
+
+
+def test_a_folder_that_is_no_version_is_left_alone_and_its_number_is_not_taken(workspace: Workspace) -> None:
+    stray = workspace.models / "ours" / "v0001"
+    stray.mkdir(parents=True)
+    (stray / "notes.txt").touch()
+
+    manifest = promote(workspace, "run-a")
+
+    assert manifest.path == "models/ours/v0002"
+    assert (stray / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden"])

@@ -97,17 +97,43 @@ def test_a_step_whose_file_was_lost_is_done_again(workspace: Workspace) -> None:
     assert lost.exists()
 
 
-def test_a_retried_step_finds_what_the_killed_one_left(workspace: Workspace) -> None:
+def test_nothing_that_a_killed_attempt_left_is_published_by_the_next(workspace: Workspace) -> None:
     def killed(directory: Path) -> None:
         (directory / "half").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        workspace.complete("run-1", "training", inputs={}, work=killed)
-    found: list[str] = []
-    workspace.complete("run-1", "training", inputs={}, work=lambda directory: found.extend(os.listdir(directory)))
+        workspace.complete("run-1", "raw", inputs={}, work=killed)
+    manifest = workspace.complete("run-1", "raw", inputs={}, work=write_one_file)
 
-    assert found == ["half"]
+    assert [file.name for file in manifest.files] == ["rows.jsonl"]
+    assert sorted(os.listdir(workspace.root / "runs/run-1/raw")) == ["manifest.json", "rows.jsonl"]
+
+
+def test_of_two_attempts_at_once_the_first_to_finish_counts(workspace: Workspace) -> None:
+    def overtaken(directory: Path) -> None:
+        write_one_file(directory)
+        # Another pod has a folder of its own; here its outcome is put where it would be.
+        other = Workspace(workspace.root.parent / "other")
+        other.root.mkdir()
+        other.complete("run-1", "raw", inputs={}, work=lambda d: (d / "rows.jsonl").write_text("first\n"))
+        (other.root / "runs/run-1/raw").rename(workspace.root / "runs/run-1/raw")
+
+    manifest = workspace.complete("run-1", "raw", inputs={}, work=overtaken)
+
+    assert (workspace.root / "runs/run-1/raw/rows.jsonl").read_text() == "first\n"
+    assert manifest.files[0].size_bytes == 6
+    assert os.listdir(workspace.root / "runs/run-1") == ["raw"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json"])
+def test_a_step_whose_manifest_is_damaged_is_done_again(workspace: Workspace, content: str) -> None:
+    workspace.complete("run-1", "raw", inputs={}, work=write_one_file)
+    (workspace.root / "runs/run-1/raw/manifest.json").write_text(content)
+
+    manifest = workspace.complete("run-1", "raw", inputs={}, work=write_one_file)
+
+    assert Manifest.load(workspace.root / "runs/run-1/raw/manifest.json") == manifest
 
 
 def test_a_step_that_fails_leaves_no_folder_of_its_name(workspace: Workspace) -> None:

@@ -129,6 +129,8 @@ def validate_dataset(
     _check_parameters(on_invalid, max_invalid_fraction)
     check = row_checker(data_format, document_column)
     path = jsonl_file(source, ROWS_NAME)
+    if path.resolve() in {(output / name).resolve() for name in (VALID_NAME, QUARANTINE_NAME, REPORT_NAME)}:
+        raise ConfigError(f"output '{output}' would overwrite the source {path}. Choose another folder.")
     tally = _partition_rows(path, output, check)
     report = ValidationReport(
         source=path.name,

@@ -299,7 +299,7 @@ def _fit(path: Path, row: EncodedRow, config: ProcessingConfig, tally: _Tally) -
         )
     labels = row.labels[: config.max_seq_len]
     # What is left may be the question only.
-    truncated = config.on_too_long == "truncate" and bool((labels != IGNORED_LABEL).any())
+    truncated = config.on_too_long == "truncate" and bool((labels[1:] != IGNORED_LABEL).any())
     tally.add_too_long(row, truncated=truncated)
     if not truncated:
         return None

@@ -121,8 +121,9 @@ def check_processed_row(row: dict[str, Any], facts: RowFacts) -> Iterator[RowPro
         if IGNORED_LABEL < label < 0:
             path = f"labels[{position}]"
             yield "label-negative", path, f"The label is {label}; it must be a token id or {IGNORED_LABEL}."
-    if not any(label != IGNORED_LABEL for label in labels):
-        yield "no-trained-label", "labels", f"Every label is {IGNORED_LABEL}: the row trains nothing."
+    # Nothing precedes the first token, so nothing predicts it.
+    if all(label == IGNORED_LABEL for label in labels[1:]):
+        yield "no-trained-label", "labels", f"Every label behind the first is {IGNORED_LABEL}: the row trains nothing."
 
 
 def check_document_row(row: dict[str, Any], facts: RowFacts, column: str) -> Iterator[RowProblem]:

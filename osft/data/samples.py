@@ -72,8 +72,9 @@ def sample_problem(sample: Sample, vocab_size: int) -> str | None:
     allowed = (sample.labels >= 0) | (sample.labels == IGNORED_LABEL)
     if problem := _out_of_range("labels", sample.labels, allowed, vocab_size):
         return f"{problem} or {IGNORED_LABEL}; {mend}"
-    if not (sample.labels != IGNORED_LABEL).any():
-        return f"every label is {IGNORED_LABEL}, so nothing is trained; remove the row"
+    # Nothing precedes the first token, so nothing predicts it.
+    if not (sample.labels[1:] != IGNORED_LABEL).any():
+        return f"every label behind the first is {IGNORED_LABEL}, so nothing is trained; remove the row"
     return None
 
 

@@ -71,6 +71,16 @@ class LocalSource:
 
     files: Sequence[Path]
 
+    def refuse_output(self, output: Path) -> None:
+        """Check that what is written to ``output`` neither replaces the source nor becomes a part of it.
+
+        Raises:
+            ConfigError: if it would.
+        """
+        root, written = self.root.resolve(), output.resolve() / ROWS_NAME
+        if written == root or written.is_relative_to(root):
+            raise ConfigError(f"output '{output}' lies in the source {self.uri}. Choose another folder.")
+
     def copy_rows(self, sink: RowSink, scratch: Path) -> tuple[FileOrigin, ...]:
         """Append the rows of every file.
 
@@ -101,6 +111,8 @@ def download_dataset(uri: str, output: Path, *, workspace: Workspace | None = No
         DataError: if a file is damaged, or there are no rows.
     """
     source = open_source(uri, workspace)
+    if isinstance(source, LocalSource):
+        source.refuse_output(output)
     output.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(dir=output, prefix=".download.") as scratch,

@@ -131,7 +131,8 @@ class RowSide:
 class BlockSide:
     """One side of the split whose documents are put one behind the other and cut into blocks.
 
-    The last block, shorter than the others, is kept: no token is lost. A block's row is the line of the document
+    The last block, shorter than the others, is kept, unless it is a single token, which nothing would predict. A
+    block's row is the line of the document
     that its first token comes from.
     """
 
@@ -151,7 +152,7 @@ class BlockSide:
 
     def close(self) -> SplitReport:
         """Write the last, partial block and finish the file."""
-        if self._pending_tokens:
+        if self._pending_tokens > 1:
             tokens = np.concatenate([piece.input_ids for piece in self._pieces])
             self._writer.add(tokens, tokens, self._pieces[0].line)
         return self._writer.close()

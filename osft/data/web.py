@@ -4,6 +4,7 @@ Presigned links carry their secret in the query, and aiohttp's errors quote the 
 here and do not chain those.
 """
 
+import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from osft.data.fetching import ByteProgress, FileOrigin, is_transient_status, wi
 from osft.data.formats import RowSink, copy_rows, split_suffix
 from osft.errors import ConfigError, DownloadError
 
+WEB_SCHEME = re.compile(r"https?:", re.IGNORECASE)
 CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 60.0
 MENDS = {
@@ -28,6 +30,13 @@ MENDS = {
 
 class _RedirectRefusedError(Exception):
     """Raised inside aiohttp, which takes no other way to stop before a redirect."""
+
+
+def public_uri(uri: str) -> str:
+    """Return ``uri`` as it may be stored and logged: a web link without its query, anything else as it is."""
+    if not WEB_SCHEME.match(uri):
+        return uri
+    return urlsplit(uri)._replace(query="", fragment="").geturl()
 
 
 @dataclass(slots=True)
@@ -61,7 +70,7 @@ class WebSource:
     @property
     def uri(self) -> str:
         """The link without its query, which may be a secret."""
-        return urlsplit(self.url)._replace(query="", fragment="").geturl()
+        return public_uri(self.url)
 
     def copy_rows(self, sink: RowSink, scratch: Path) -> tuple[FileOrigin, ...]:
         """Fetch the file and append its rows.

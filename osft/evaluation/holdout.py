@@ -30,11 +30,11 @@ from lm_eval.api.metrics import mean, weighted_mean
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
+from osft.data.rows import IGNORED_LABEL
 from osft.errors import DataError, EvaluationError, MissingPathError
 from osft.evaluation.config import HOLDOUT_TASK
 
 HOLDOUT_NAME = "holdout.parquet"
-IGNORED_LABEL = -100
 TOKEN_REQUEST = "loglikelihood_of_tokens"  # noqa: S105  (the name of a method, no secret)
 """The method of the language model that lm-eval calls with this task's requests."""
 

@@ -1,4 +1,4 @@
-"""A model in, a model out: targets become :class:`SubspaceLinear` layers, and plain layers again at the end.
+"""Where a model is trained: its targets become :class:`SubspaceLinear` layers, in place.
 
 Everything that is not a target is frozen. What is left unprotected (embeddings, head, norms) is where most of the
 forgetting happens, so it does not move.
@@ -6,7 +6,7 @@ forgetting happens, so it does not move.
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -56,7 +56,6 @@ def attach(
     model: PreTrainedModel,
     unfreeze_rank_ratio: float,
     target_patterns: Sequence[str] | None = None,
-    on_target: Callable[[int, int], None] | None = None,
 ) -> None:
     """Freeze ``model`` and let its targets move outside their leading singular directions, in place.
 
@@ -66,24 +65,24 @@ def attach(
         model: a causal language model with its weights loaded.
         unfreeze_rank_ratio: share of singular directions set free, 0 to 1.
         target_patterns: as in :func:`find_targets`.
-        on_target: called after each decomposition with how many are done and how many there are.
 
     Raises:
         ConfigError: if nothing matches.
     """
     targets = find_targets(model, target_patterns)
     model.requires_grad_(False)
-    for done, (name, linear) in enumerate(targets.items(), start=1):
+    _warn_of_experts(model)
+    for name, linear in targets.items():
         protected = protect_leading_directions(linear.weight.detach(), unfreeze_rank_ratio)
         model.set_submodule(name, SubspaceLinear(linear, protected))
-        if on_target:
-            on_target(done, len(targets))
 
 
-def detach(model: PreTrainedModel) -> None:
-    """Turn every :class:`SubspaceLinear` of ``model`` into a plain linear with the merged weight, in place."""
-    for name, layer in dict(subspace_layers(model)).items():
-        model.set_submodule(name, layer.to_linear())
+def _warn_of_experts(model: PreTrainedModel) -> None:
+    """Say what stays frozen because it is not a linear layer: experts that share one three-dimensional weight."""
+    experts = [parameter for parameter in model.parameters() if parameter.ndim == 3]
+    if experts:
+        count = sum(parameter.numel() for parameter in experts)
+        logger.warning("%d values in weights of three dimensions (experts) are not trained", count)
 
 
 def subspace_layers(model: nn.Module) -> Iterator[tuple[str, SubspaceLinear]]:

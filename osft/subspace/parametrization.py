@@ -88,15 +88,6 @@ class SubspaceLinear(nn.Module):
         update = self.left.expand(self.right.expand(self.core.T).T)
         self.weight.copy_(self.base_weight.to(update.dtype) + update)
 
-    def to_linear(self) -> nn.Linear:
-        """Return a plain linear layer with the merged weight, not trainable."""
-        out_features, in_features = self.weight.shape
-        linear = nn.Linear(in_features, out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.weight, requires_grad=False)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias, requires_grad=False)
-        return linear
-
 
 class _SubspaceLinearFunction(torch.autograd.Function):
     """``inputs W^T + b`` with the gradient of ``core`` in place of the weight's.

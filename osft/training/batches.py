@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from osft.data.rows import IGNORED_LABEL
 from osft.data.samples import Sample
-
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,11 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_scheduler
 
 from osft.config import TrainingConfig
+from osft.data.rows import IGNORED_LABEL
 from osft.data.samples import Sample, load_samples
 from osft.errors import ConfigError, DataError, TrainingError
-from osft.subspace.attach import attach, merge
+from osft.subspace.attach import attach, merge, subspace_layers
 from osft.training.batches import (
-    IGNORED_LABEL,
     MicroBatch,
     collate,
     count_loss_tokens,
@@ -33,7 +33,7 @@ from osft.training.batches import (
     share_of_process,
 )
 from osft.training.checkpoint import LoadedModel, load_model, save_model
-from osft.training.distributed import Processes, process_group, sum_over_processes
+from osft.training.distributed import Processes, copy_from_first, process_group, sum_over_processes
 from osft.training.liger import apply_liger
 from osft.training.loss_chart import write_loss_chart
 from osft.training.metrics import MetricsFile, ProgressLog, StepMetrics, read_metrics
@@ -105,8 +105,8 @@ class TrainingResult:
         )
 
 
-def train(config: TrainingConfig) -> None:
-    """Run the training that ``config`` describes; every process of the run must call this.
+def train(config: TrainingConfig, train_data: Path) -> None:
+    """Run the training that ``config`` describes on the token ids in ``train_data``; every process must call this.
 
     The first process leaves ``metrics.jsonl``, ``loss.html``, the checkpoints, and, last, ``training.json``.
 
@@ -120,17 +120,16 @@ def train(config: TrainingConfig) -> None:
     torch.manual_seed(config.seed)
     with process_group() as processes:
         loaded = load_model(config.model_path, processes.device)
-        samples = _load_fitting_samples(config, loaded.model)
-        _prepare(loaded.model, config)
+        samples = _load_fitting_samples(config, train_data, loaded.model)
+        _prepare(loaded.model, config, processes)
         run = _Run(config, loaded, samples, processes)
         run.train()
         if processes.is_first:
             _write_result(run, seconds=time.monotonic() - start)
 
 
-def _load_fitting_samples(config: TrainingConfig, model: PreTrainedModel) -> list[Sample]:
+def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedModel) -> list[Sample]:
     """Return the rows within ``max_seq_len``, all of which must fit ``max_tokens_per_gpu``."""
-    path = Path(config.data_path)
     everything = load_samples(path, model.config.get_text_config().vocab_size)
     samples = [sample for sample in everything if len(sample.input_ids) <= config.max_seq_len]
     if dropped := len(everything) - len(samples):
@@ -148,17 +147,21 @@ def _load_fitting_samples(config: TrainingConfig, model: PreTrainedModel) -> lis
     return samples
 
 
-def _prepare(model: PreTrainedModel, config: TrainingConfig) -> None:
+def _prepare(model: PreTrainedModel, config: TrainingConfig, processes: Processes) -> None:
     if config.use_liger:
         apply_liger(model)
-    start = time.monotonic()
+    start, num_parameters = time.monotonic(), model.num_parameters()
     attach(model, config.unfreeze_rank_ratio, config.target_patterns)
+    # The trained values are coordinates in these bases. Where singular values are equal, a basis depends on the
+    # machine that computed it, and the sum of gradients in different bases would mean nothing.
+    bases = [basis for _, layer in subspace_layers(model) for basis in (layer.left.basis, layer.right.basis)]
+    copy_from_first(bases, processes)
     if model.device.type == "cuda":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     logger.info(
-        "unfreeze_rank_ratio %s: %d of %d weights' values move; decomposed in %.1f s",
-        config.unfreeze_rank_ratio, count_trainable(model), model.num_parameters(), time.monotonic() - start,
+        "unfreeze_rank_ratio %s: %d values are trained, the model has %d; decomposed in %.1f s",
+        config.unfreeze_rank_ratio, count_trainable(model), num_parameters, time.monotonic() - start,
     )  # fmt: skip
 
 

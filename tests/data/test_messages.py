@@ -238,9 +238,10 @@ def test_a_bad_parameter_is_named(tmp_path: Path, options: dict[str, Any], messa
         ({"input_ids": [1, -1], "labels": [1, 1]}, "input-ids-not-integers", "input_ids[1]"),
         ({"input_ids": [1, 2**31], "labels": [1, 1]}, "input-ids-not-integers", "input_ids[1]"),
         ({"input_ids": [1], "labels": [1.5]}, "labels-not-integers", "labels[0]"),
-        ({"input_ids": [1, 2], "labels": [2]}, "length-mismatch", "labels"),
+        ({"input_ids": [1, 2], "labels": [2, 2, 2]}, "length-mismatch", "labels"),
         ({"input_ids": [1, 2], "labels": [2, -5]}, "label-negative", "labels[1]"),
         ({"input_ids": [1, 2], "labels": [-100, -100]}, "no-trained-label", "labels"),
+        ({"input_ids": [1, 2], "labels": [1, -100]}, "no-trained-label", "labels"),
     ],
 )
 def test_a_processed_row_is_checked(
@@ -317,3 +318,13 @@ def test_no_input_crashes_or_loses_a_row(tmp_path: Path, lines: list[bytes], new
     kept = [base64.b64decode(e["raw_base64"]) if "raw_base64" in e else e["raw"].encode() for e in quarantined]
     assert sorted(rows_in) == sorted([*(b"".join(valid).split(b"\n")[:-1]), *kept])
     assert {entry["line"] for entry in quarantined} == {line for line, _, _ in findings}
+
+
+def test_an_output_that_would_overwrite_the_source_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "valid.jsonl"
+    source.write_text('{"messages": []}\n')
+
+    with pytest.raises(ConfigError, match="would overwrite the source"):
+        validate_dataset(source, tmp_path)
+
+    assert source.read_text() == '{"messages": []}\n'

@@ -270,13 +270,13 @@ def test_samples_are_what_processing_wrote(
 
 
 def test_samples_come_from_json_lines_too(write_rows: Callable[..., Path]) -> None:
-    source = write_rows({"input_ids": [1, 2], "labels": [-100, 2], "len": 2}, "", {"input_ids": [3], "labels": [3]})
+    source = write_rows({"input_ids": [1, 2], "labels": [-100, 2], "len": 2}, "", {"input_ids": [3, 1], "labels": [3, 1]})
 
     samples = load_samples(source, vocab_size=4)
 
     assert [(sample.row, sample.input_ids.tolist(), sample.labels.tolist()) for sample in samples] == [
         (1, [1, 2], [-100, 2]),
-        (3, [3], [3]),
+        (3, [3, 1], [3, 1]),
     ]
 
 
@@ -286,7 +286,7 @@ def test_samples_come_from_json_lines_too(write_rows: Callable[..., Path]) -> No
         ({"input_ids": [1, 4], "labels": [1, 1]}, r"row 2: input_ids\[1\] is 4; allowed is 0 to 3; process the data"),
         ({"input_ids": [1, 1], "labels": [1, 4]}, r"row 2: labels\[1\] is 4; allowed is 0 to 3 or -100"),
         ({"input_ids": [1, 1], "labels": [1]}, r"row 2: .*2 input_ids .*1 labels"),
-        ({"input_ids": [1], "labels": [-100]}, r"row 2: .*very label is -100"),
+        ({"input_ids": [1, 2], "labels": [1, -100]}, r"row 2: .*very label behind the first is -100"),
     ],
 )
 @pytest.mark.parametrize("as_parquet", [True, False])

@@ -15,7 +15,7 @@ import pytest
 
 from osft.data import fetching
 from osft.data.sources import download_dataset
-from osft.data.web import redirect_is_allowed
+from osft.data.web import public_uri, redirect_is_allowed
 from osft.errors import ConfigError, DataError, DownloadError, MissingPathError, WorkspaceError
 from osft.workspace import Workspace
 
@@ -327,3 +327,18 @@ def test_a_hub_dataset_that_is_not_there_is_named(tmp_path: Path, server: Server
 
     assert result.returncode == 1
     assert "DownloadError: hf://osft/nothing: the hub answers 404. Check the name and the revision" in result.stderr
+
+
+@pytest.mark.parametrize("output", [".", "inside"])
+def test_an_output_in_the_source_is_refused(tmp_path: Path, output: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+
+    with pytest.raises(ConfigError, match="lies in the source"):
+        download_dataset(str(tmp_path), tmp_path / output)
+
+    assert (tmp_path / "rows.jsonl").read_text() == "{}\n"
+
+
+def test_what_is_stored_of_a_web_link_has_no_query() -> None:
+    assert public_uri("HTTPS://host/rows.jsonl?X-Amz-Signature=secret#x") == "https://host/rows.jsonl"
+    assert public_uri("s3://bucket/what?.jsonl") == "s3://bucket/what?.jsonl"

@@ -1,5 +1,6 @@
 """The whole pipeline through KFP's local runner: every step a process of its own, on a real small model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def test_a_run_that_passes_publishes_its_model_with_its_lineage(
     evaluation = run(arguments, workspace)
 
     scores = orjson.loads((evaluation / "forgetting.json").read_bytes())
-    assert [(task["task"], task["kind"]) for task in scores["tasks"]] == [("parity", "retention"), ("holdout", "target")]
+    assert [(task["task"], task["kind"]) for task in scores["tasks"]] == [
+        ("parity", "retention"),
+        ("holdout", "target"),
+    ]
     assert set(scores["tasks"][0]) >= {"metric", "base", "tuned", "delta", "ci_low", "ci_high", "n"}
     assert scores["passed"] is True
     assert (evaluation / "report.html").is_file()
@@ -104,7 +108,9 @@ def test_a_bad_row_stops_the_run_before_anything_is_trained(
 
     assert "line 9, messages[0].role" in capfd.readouterr().out
     (run_folder,) = (workspace.root / "runs").iterdir()
-    assert sorted(path.name for path in run_folder.iterdir()) == ["raw", "valid.partial"]
+    raw, partial = sorted(path.name for path in run_folder.iterdir())
+    assert raw == "raw"
+    assert re.fullmatch(r"valid\..+\.partial", partial)
 
 
 def test_a_setting_takes_the_type_that_the_pipeline_declares() -> None:
@@ -129,7 +135,9 @@ def test_a_setting_that_is_no_parameter_is_refused(setting: str) -> None:
         parse_settings([setting])
 
 
-@pytest.mark.parametrize("setting", ["train_num_epochs=two", "train_num_epochs=1.5", "train_use_liger=maybe", "train_target_patterns=q"])
+@pytest.mark.parametrize(
+    "setting", ["train_num_epochs=two", "train_num_epochs=1.5", "train_use_liger=maybe", "train_target_patterns=q"]
+)
 def test_a_setting_of_the_wrong_type_is_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=r"is not a (whole number|number|true or false|list)"):
         parse_settings([setting])

@@ -119,7 +119,6 @@ def test_before_the_first_step_the_layer_is_the_linear_bit_for_bit() -> None:
     layer.merge()
 
     assert torch.equal(layer(inputs), expected)
-    assert torch.equal(layer.to_linear()(inputs), expected)
 
 
 def test_at_ratio_zero_nothing_is_trained() -> None:

@@ -1,5 +1,6 @@
 """``osft()`` from the call to the files, on a real small model."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_a_run_learns_and_leaves_model_metrics_and_chart(tiny_model: Path, messa
     assert AutoTokenizer.from_pretrained(result.final_checkpoint).chat_template
     assert AutoModelForCausalLM.from_pretrained(result.final_checkpoint).num_parameters() > 0
     assert TrainingResult.load(tmp_path / "out") == result
+    # Pods under other user ids of the same group read the model.
+    assert all(file.stat().st_mode & 0o060 == 0o060 for file in result.final_checkpoint.iterdir())
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0])
@@ -140,11 +143,13 @@ def test_two_nodes_meet_at_the_endpoint_and_train_together(
 
 
 @pytest.mark.slow
-def test_a_failing_process_is_a_runtime_error(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_error_in_one_of_several_processes_is_the_error_that_one_process_raises(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input_ids": [1, 2, 99999], "labels": [1, 2, 99999]}\n')
 
-    with pytest.raises(RuntimeError, match="a process ended with exit code 1"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl, row 1: .*99999"):
         osft(**parameters(tiny_model, bad, tmp_path / "out", use_processed_dataset=True, nproc_per_node=2))
 
 
@@ -270,8 +275,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(
         ({"max_seq_len": 12.5}, r"max_seq_len=12.5 is not a whole number"),
         ({"learning_rate": 0.0}, r"learning_rate=0.0 is not above 0"),
         ({"learning_rate": "fast"}, r"learning_rate='fast' is not a number"),
-        ({"warmup_steps": -1}, r"warmup_steps=-1 is below 0"),
-        ({"model_path": ""}, r"model_path='' is not a path"),
+        ({"warmup_steps": -1}, r"warmup_steps=-1 is not a whole number from 0"),
+        ({"weight_decay": float("inf")}, r"weight_decay=inf is not 0 or more and finite"),
+        ({"seed": 1.5}, r"seed=1.5 is not a whole number from 0 to 4294967295"),
+        ({"checkpoint_at_epoch": "false"}, r"checkpoint_at_epoch='false' is neither True nor False"),
+        ({"data_output_dir": 5}, r"data_output_dir=5 is not text"),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, r"lr_scheduler='reduce_lr_on_plateau' is not one of"),
+        ({"lr_scheduler_kwargs": "x"}, r"lr_scheduler_kwargs='x' is not a mapping"),
+        ({"target_patterns": [1]}, r"target_patterns=\(1,\) is not a list of regular expressions"),
+        ({"nnodes": 2, "rdzv_id": 1, "rdzv_endpoint": "a:70000"}, r"has a port above 65535"),
+        ({"model_path": ""}, r"model_path='' is not text"),
         ({"backend": "vllm"}, r"backend='vllm' is not one of native, mini-trainer"),
         ({"lr_scheduler": "zigzag"}, r"lr_scheduler='zigzag' is not one of .*cosine"),
         ({"lr_scheduler_kwargs": {"nonsense": "1"}}, r"lr_scheduler='cosine' with lr_scheduler_kwargs=.*nonsense"),
@@ -312,6 +325,69 @@ def test_a_row_that_cannot_fit_on_a_gpu_is_named(tiny_model: Path, processed_fil
                 tiny_model, processed_file, tmp_path / "out", use_processed_dataset=True, max_tokens_per_gpu=20
             )
         )
+
+
+def test_a_model_that_lacks_weights_is_refused_and_not_filled_at_random(
+    tiny_model: Path, processed_file: Path, tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_model, torn)
+    tensors = weights(torn)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, torn / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(RuntimeError, match=r"lacks weights of its own model: model\.layers\.1\.mlp\.up_proj\.weight"):
+        osft(**parameters(torn, processed_file, tmp_path / "out", use_processed_dataset=True))
+
+
+def test_a_truncated_weights_file_is_a_runtime_error(tiny_model: Path, processed_file: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_model, torn)
+    whole = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(RuntimeError, match=r"model_path '.*torn' cannot be loaded"):
+        osft(**parameters(torn, processed_file, tmp_path / "out", use_processed_dataset=True))
+
+
+def test_each_frozen_weight_keeps_the_dtype_that_it_is_stored_in(
+    tiny_model: Path, processed_file: Path, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(tiny_model, mixed)
+    tensors = {name: t if "norm" in name else t.bfloat16() for name, t in weights(mixed).items()}
+    save_file(tensors, mixed / "model.safetensors", metadata={"format": "pt"})
+
+    result = osft(**parameters(mixed, processed_file, tmp_path / "out", use_processed_dataset=True))
+
+    after = weights(result.final_checkpoint)
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in tensors.items()}
+    assert torch.equal(after["model.norm.weight"], tensors["model.norm.weight"])
+    assert torch.equal(after["model.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
+
+
+def test_a_last_block_of_one_token_which_nothing_predicts_is_left_out(tiny_model: Path, tmp_path: Path) -> None:
+    documents = tmp_path / "documents.jsonl"
+    # 32 characters and the token that ends a document: a block of 32, and one token.
+    documents.write_text(f'{{"document": "{"x" * 32}"}}\n')
+
+    result = osft(
+        **parameters(
+            tiny_model, documents, tmp_path / "out", is_pretraining=True, block_size=32, effective_batch_size=1
+        )
+    )
+
+    assert result.samples == 1
+
+
+def test_the_saved_configuration_is_the_one_that_was_asked_for(
+    tiny_model: Path, messages_file: Path, tmp_path: Path
+) -> None:
+    osft(**parameters(tiny_model, messages_file, tmp_path / "out", unmask_messages=True))
+
+    saved = orjson.loads((tmp_path / "out" / "training.json").read_bytes())["config"]
+    assert saved["data_path"] == str(messages_file)
+    assert saved["unmask_messages"] is True
 
 
 def test_liger_without_its_package_or_a_gpu_is_a_runtime_error_that_says_what_to_do(
