@@ -36,3 +36,9 @@ class TrainingError(OsftError, RuntimeError):
 
 class EvaluationError(OsftError, RuntimeError):
     """An evaluation failed."""
+
+
+def one_line(error: BaseException, *, max_length: int = 300) -> str:
+    """Return what another library's error says, fit to be a part of a line of ours."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= max_length else text[:max_length] + "…"

@@ -23,7 +23,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from osft.errors import ConfigError, DataError
+from osft.errors import ConfigError, DataError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ConversationRenderer:
         except TEMPLATE_ERRORS as error:
             raise ConfigError(
                 f"model '{tokenizer.name_or_path}': its chat template cannot render a user and an assistant message "
-                f"({_one_line(error)}). Use a model with a working template."
+                f"({one_line(error)}). Use a model with a working template."
             ) from error
 
     def render(self, messages: Sequence[Message], *, unmask: bool) -> RenderedRow:
@@ -124,7 +124,7 @@ class ConversationRenderer:
             text, marked_text = self._apply(cleaned), self._apply(marked)
         except TEMPLATE_ERRORS as error:
             raise DataError(
-                f"the chat template refuses the conversation ({_one_line(error)}). Change its roles or their order"
+                f"the chat template refuses the conversation ({one_line(error)}). Change its roles or their order"
             ) from error
         unmarked, ends = _take_marks_out(marked_text, plane, len(cleaned))
         if unmarked != text:
@@ -302,7 +302,3 @@ def _join(parts: Sequence[RenderedRow]) -> RenderedRow:
 def _behind(text: str, word: str) -> str:
     """Return what follows the first ``word`` in ``text``; ValueError if it is not there."""
     return text[text.index(word) + len(word) :]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

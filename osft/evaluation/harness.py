@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from lm_eval.tasks import TaskManager
 
-from osft.errors import EvaluationError
+from osft.errors import EvaluationError, one_line
 from osft.evaluation.answers import describe_document
 from osft.evaluation.config import EvaluationConfig
 from osft.evaluation.forgetting import SecondaryMetric, TaskComparison, TaskLabel, compare_documents, compare_values
@@ -111,14 +111,14 @@ def measure(
     try:
         model = EvaluatedModel(source, label=label, batch_size=config.batch_size)
     except LM_EVAL_ERRORS as error:
-        raise EvaluationError(f"{label} model '{source.name}' cannot be loaded: {_one_line(error)}") from error
+        raise EvaluationError(f"{label} model '{source.name}' cannot be loaded: {one_line(error)}") from error
     try:
         results = _run_lm_eval(model, requested, config, apply_chat_template=apply_chat_template)
     except LM_EVAL_ERRORS as error:
         if isinstance(error, EvaluationError):
             raise
         raise EvaluationError(
-            f"lm-eval failed on the {label} model '{source.name}': {type(error).__name__}: {_one_line(error)}"
+            f"lm-eval failed on the {label} model '{source.name}': {type(error).__name__}: {one_line(error)}"
         ) from error
     finally:
         del model
@@ -309,8 +309,3 @@ def _secondary(base: TaskMeasurement, tuned: TaskMeasurement) -> tuple[Secondary
         for metric, value in base.other_values.items()
         if metric in tuned.other_values
     )
-
-
-def _one_line(error: BaseException, *, max_length: int = 300) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= max_length else text[:max_length] + "…"

@@ -24,7 +24,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.manager import load_yaml
 
-from osft.errors import ConfigError, EvaluationError, MissingPathError
+from osft.errors import ConfigError, EvaluationError, MissingPathError, one_line
 from osft.evaluation.config import EvaluationConfig
 from osft.evaluation.forgetting import Kind
 
@@ -174,17 +174,12 @@ def _load(manager: TaskManager, name: str) -> list[Task | Group]:
         loaded = manager.load([name])
     except Exception as error:  # loaders of data raise anything; nothing is hidden: the cause is named and chained
         raise EvaluationError(
-            f"task '{name}' cannot be loaded: {type(error).__name__}: {_one_line(error)}. "
+            f"task '{name}' cannot be loaded: {type(error).__name__}: {one_line(error)}. "
             "Check its YAML and that its data is there; without a network (HF_HUB_OFFLINE=1) it must be in the cache."
         ) from error
     if name in loaded.get("groups", {}):
         return [loaded["groups"][name]]
     return list(loaded["tasks"].values())
-
-
-def _one_line(error: BaseException, *, max_length: int = 300) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if len(text) <= max_length else text[:max_length] + "…"
 
 
 def _check_no_overlap(requested: list[RequestedTask]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
-from osft.errors import MissingPathError, TrainingError
+from osft.errors import MissingPathError, TrainingError, one_line
 from osft.subspace.attach import subspace_layers
 from osft.workspace import replace_directory
 
@@ -76,14 +76,14 @@ def load_model(model_path: str, device: torch.device) -> LoadedModel:
     except HFValidationError as error:
         raise MissingPathError(f"model_path '{model_path}' is neither a folder nor a Hugging Face id.") from error
     except (OSError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = one_line(error)
         if Path(model_path).is_dir():
-            raise TrainingError(f"model_path '{model_path}' cannot be loaded: {reason}") from error
+            raise TrainingError(f"model_path '{model_path}' cannot be loaded: {reason}.") from error
         raise MissingPathError(
-            f"model_path '{model_path}' is neither a folder nor a reachable Hugging Face model: {reason}"
+            f"model_path '{model_path}' is neither a folder nor a reachable Hugging Face model: {reason}."
         ) from error
     except ValueError as error:
-        raise TrainingError(f"model_path '{model_path}' is not a causal language model: {error}") from error
+        raise TrainingError(f"model_path '{model_path}' is not a causal language model: {one_line(error)}.") from error
     model, loading = model_and_loading
     # transformers makes up at random what it does not find.
     if absent := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):

@@ -270,7 +270,8 @@ def test_samples_are_what_processing_wrote(
 
 
 def test_samples_come_from_json_lines_too(write_rows: Callable[..., Path]) -> None:
-    source = write_rows({"input_ids": [1, 2], "labels": [-100, 2], "len": 2}, "", {"input_ids": [3, 1], "labels": [3, 1]})
+    first, last = {"input_ids": [1, 2], "labels": [-100, 2], "len": 2}, {"input_ids": [3, 1], "labels": [3, 1]}
+    source = write_rows(first, "", last)
 
     samples = load_samples(source, vocab_size=4)
 
