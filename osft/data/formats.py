@@ -246,7 +246,8 @@ def _read_csv(path: Path, name: str) -> Iterator[dict[str, Any]]:
             columns = next(csv.reader(file), [])
         reader = pyarrow.csv.open_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
+            # In one thread arrow knows the row that it cannot read.
+            read_options=pyarrow.csv.ReadOptions(block_size=CSV_BLOCK_BYTES, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             # Types are not guessed: '007' stays text, and a later block cannot disagree with the first.
             convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
