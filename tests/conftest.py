@@ -5,6 +5,8 @@ import os
 # Before transformers or datasets are imported: a test that would reach for a hub fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# Models this small gain nothing from more threads, and on a busy machine the threads wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
