@@ -11,9 +11,11 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -100,6 +102,20 @@ class StepLog(io.TextIOBase):
         self._log.flush()
 
 
+@contextlib.contextmanager
+def quoted_interpreter() -> Iterator[None]:
+    """Quote the interpreter's path for the length of the block.
+
+    The runner puts ``sys.executable`` into a shell script as it is, where a path with a space would end at it.
+    """
+    plain = sys.executable
+    sys.executable = shlex.quote(plain)
+    try:
+        yield
+    finally:
+        sys.executable = plain
+
+
 def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
     """Run the pipeline and return the folder of its evaluation.
 
@@ -119,7 +135,7 @@ def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
         workspace_root=tempfile.mkdtemp(prefix="kfp-workspace-"),
     )
     log_file = workspace.root / LOG_NAME
-    with log_file.open("w") as log, contextlib.redirect_stdout(StepLog(log, sys.stdout)):
+    with log_file.open("w") as log, contextlib.redirect_stdout(StepLog(log, sys.stdout)), quoted_interpreter():
         try:
             finished = continual_learning(**arguments)
         except RuntimeError as error:

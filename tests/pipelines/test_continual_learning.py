@@ -1,6 +1,7 @@
 """The whole pipeline through KFP's local runner: every step a process of its own, on a real small model."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,17 @@ def test_a_run_that_does_not_pass_ends_well_and_publishes_nothing(
 
 @pytest.mark.slow
 def test_a_bad_row_stops_the_run_before_anything_is_trained(
-    workspace: Workspace, arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
+    workspace: Workspace,
+    arguments: dict[str, Any],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    # An interpreter whose path has a space, as in a checkout below such a folder.
+    interpreter = tmp_path / "an interpreter"
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
     with (workspace.root / "new.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "human", "content": "hi"}]}\n')
 
