@@ -107,7 +107,7 @@ def test_a_bad_row_stops_the_run_before_anything_is_trained(
 ) -> None:
     # An interpreter whose path has a space, as in a checkout below such a folder.
     interpreter = tmp_path / "an interpreter"
-    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     interpreter.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     with (workspace.root / "new.jsonl").open("a") as file:
