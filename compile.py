@@ -28,7 +28,7 @@ PIPELINES: dict[str, BaseComponent] = {
     "osft-continual-learning-single-node": continual_learning,
 }
 # An image's name, then a tag, or a digest, or both.
-PINNED_IMAGE = re.compile(r"[a-z0-9][\w./:-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
+PINNED_IMAGE = re.compile(r"[a-z0-9][a-z0-9_./:-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
 RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
 
 
@@ -51,6 +51,10 @@ class Deployment:
 
     def __post_init__(self) -> None:
         for option, image in (("--image", self.image), ("--trainer-image", self.trainer_image)):
+            if not PINNED_IMAGE.fullmatch(image):
+                raise ConfigError(
+                    f"{option} '{image}' is no image reference. Its name is in lower case, without spaces."
+                )
             if not is_pinned(image):
                 raise ConfigError(f"{option} '{image}' needs a tag other than latest, or a digest.")
         if not re.fullmatch(r"(/[\w.-]+)+", self.workspace_path):
@@ -157,7 +161,7 @@ def main(
         for name, pipeline in PIPELINES.items():
             target = output / f"{name}.yaml"
             compile_pipeline(pipeline, target, deployment)
-            typer.echo(f"wrote {target}")
+            typer.echo(f"wrote {target} (CPU steps in {image}, training and evaluation in {trainer_image})")
     except (ConfigError, OSError) as error:
         typer.echo(f"compile.py: {error}", err=True)
         raise typer.Exit(1) from error

@@ -8,6 +8,7 @@ Kubernetes knows (images, GPUs, claims, secrets) is left aside.
 """
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -55,8 +56,11 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     parsed = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
-        if not separator or name not in PARAMETERS:
-            raise ConfigError(f"--set '{setting}' is not name=value with one of {', '.join(sorted(PARAMETERS))}.")
+        if not separator:
+            raise ConfigError(f"--set '{setting}' has no value. Give name=value.")
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(name, PARAMETERS, n=3) or sorted(PARAMETERS)
+            raise ConfigError(f"--set '{setting}': there is no parameter {name}. Did you mean {', '.join(near)}?")
         parsed[name] = _parse_value(name, text)
     return parsed
 

@@ -160,7 +160,7 @@ def train(
     result = osft(**parameters)
     if backend == "native" and result is not None:
         where = result.final_checkpoint or result.metrics_file
-        typer.echo(f"{result.steps} steps, loss {result.first_loss:.4f} to {result.final_loss:.4f}: {where}")
+        typer.echo(f"optimizer steps: {result.steps}, loss {result.first_loss:.4f} to {result.final_loss:.4f}: {where}")
 
 
 @app.command()

@@ -4,6 +4,7 @@
 <workspace>/models/<model_name>/latest   the newest version's name, replaced atomically
 """
 
+import importlib.metadata
 import itertools
 import logging
 import re
@@ -145,6 +146,7 @@ def _lineage(
         "model_name": model_name,
         "version": version,
         "run_id": run_id,
+        "osft_version": importlib.metadata.version("osft-continual-learning"),
         "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "base_model": steps["training"].inputs["model_path"],
         "data": read_json(run / "raw" / "source.json"),

@@ -66,7 +66,7 @@ def continual_learning(
         data_format: What a row is: messages, processed (input_ids and labels) or documents (plain text).
         data_on_invalid: What a bad row does: fail the run, or drop (it is quarantined).
         data_max_invalid_fraction: With drop, the largest share of bad rows that is accepted, 0 to 1.
-        data_holdout_fraction: Share of the rows that is not trained on but evaluated, 0 to 1.
+        data_holdout_fraction: Expected share of the rows that is not trained on but evaluated, 0 to 1.
         data_on_too_long: What happens to a row above train_max_seq_len: drop, truncate or fail.
         data_unmask_messages: Train on all messages but the system's, not on the assistant's alone.
         data_block_size: Tokens of a block, when data_format is documents.

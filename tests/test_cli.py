@@ -65,7 +65,7 @@ def test_train_leaves_a_model(tiny_model: Path, messages_file: Path, tmp_path: P
     )  # fmt: skip
 
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("2 steps, loss ")
+    assert finished.stdout.startswith("optimizer steps: 2, loss ")
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
     # A log line tells how far it is.
     assert "step 2 of 2" in finished.stderr

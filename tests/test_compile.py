@@ -169,11 +169,17 @@ def test_what_a_cluster_would_trip_over_is_found(compiled: Any, break_it: Any, p
     [
         ("a/b:1.0", True), (f"a/b@sha256:{'0' * 64}", True), (f"a/b:latest@sha256:{'0' * 64}", True),
         ("a/b", False), ("a/b:latest", False), ("reg:5000/a/b", False), ("reg:5000/a/b:v1", True), ("", False),
-        ("a/b@sha256:123", False), ("a b:1", False),
+        ("a/b@sha256:123", False), ("a b:1", False), ("A/b:1", False),
     ],
 )  # fmt: skip
 def test_an_image_is_pinned_by_a_digest_or_a_tag_other_than_latest(image: str, pinned: bool) -> None:
     assert is_pinned(image) is pinned
+
+
+@pytest.mark.parametrize("image", ["REGISTRY/pipeline:0.1.0", "a b:1", ""])
+def test_what_is_no_image_reference_is_told_apart_from_what_is_not_pinned(image: str) -> None:
+    with pytest.raises(ConfigError, match=f"--trainer-image '{image}' is no image reference"):
+        Deployment(trainer_image=image)
 
 
 @pytest.mark.parametrize("path", ["workspace", "/", "", "/a b"])

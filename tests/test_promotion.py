@@ -57,6 +57,7 @@ def test_the_lineage_says_where_the_model_comes_from_and_what_it_scored(workspac
     lineage = orjson.loads((workspace.models / "ours/v0001/lineage.json").read_bytes())
     assert lineage["run_id"] == "run-a"
     assert lineage["base_model"] == "base"
+    assert lineage["osft_version"]
     assert lineage["data"] == {"uri": "x.jsonl", "sha256": "00"}
     assert lineage["parameters"]["raw"] == {"uri": "x.jsonl"}
     assert lineage["scores"]["forgetting"] == 0.01

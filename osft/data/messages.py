@@ -147,7 +147,7 @@ def validate_dataset(
         extra_keys=dict(tally.extra_keys.most_common()),
     )
     write_json(output / REPORT_NAME, asdict(report))
-    _judge(report, path, on_invalid, max_invalid_fraction)
+    _judge(report, path, output / QUARANTINE_NAME, on_invalid, max_invalid_fraction)
     logger.info(
         "%s: %d rows, %d valid, %d invalid", path.name, report.rows_in, report.rows_valid, report.rows_quarantined
     )
@@ -218,14 +218,16 @@ def _write_quarantined(file: IO[bytes], raw: bytes, number: int, findings: list[
     file.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _judge(report: ValidationReport, path: Path, on_invalid: str, max_invalid_fraction: float) -> None:
+def _judge(
+    report: ValidationReport, path: Path, quarantine: Path, on_invalid: str, max_invalid_fraction: float
+) -> None:
     """Raise DataError if the rows that are left must not be used."""
     if report.rows_in == 0:
         raise DataError(f"{path}: the file holds no rows. Give a JSON Lines file with one object a line.")
     if report.rows_quarantined == 0:
         return
     counted = f"{path}: {report.rows_quarantined} of {report.rows_in} rows are invalid ({_first_rows(report)})."
-    where = f"All of them are in {QUARANTINE_NAME}"
+    where = f"All of them are in {quarantine}"
     if on_invalid == "fail":
         raise DataError(f"{counted} {where}; mend the source or choose on_invalid=drop with max_invalid_fraction.")
     fraction = report.rows_quarantined / report.rows_in

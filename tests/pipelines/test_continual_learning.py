@@ -139,9 +139,16 @@ def test_a_setting_takes_the_type_that_the_pipeline_declares() -> None:
     }
 
 
-@pytest.mark.parametrize("setting", ["train_epochs=2", "train_num_epochs", "=2"])
-def test_a_setting_that_is_no_parameter_is_refused(setting: str) -> None:
-    with pytest.raises(ValueError, match="is not name=value with one of data_block_size, "):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train_epochs=2", "there is no parameter train_epochs. Did you mean train_num_epochs"),
+        ("=2", "there is no parameter . Did you mean data_block_size, "),
+        ("train_num_epochs", "has no value. Give name=value"),
+    ],
+)
+def test_a_setting_that_is_no_parameter_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_settings([setting])
 
 
