@@ -188,8 +188,9 @@ def _processed_data(config: TrainingConfig) -> Path:
     """Return the file of token ids to train on, after validating and tokenizing raw data."""
     if config.use_processed_dataset:
         return Path(config.data_path)
-    from osft.data.messages import validate_dataset
+    from osft.data.messages import VALID_NAME, validate_dataset
     from osft.data.processing import ProcessingConfig, process_dataset
+    from osft.data.samples import TRAIN_NAME
 
     directory = config.data_directory
     validate_dataset(
@@ -205,5 +206,5 @@ def _processed_data(config: TrainingConfig) -> Path:
         block_size=config.block_size,
         document_column=config.document_column_name,
     )
-    process_dataset(directory / "valid.jsonl", directory, processing)
-    return directory / "train.parquet"
+    process_dataset(directory / VALID_NAME, directory, processing)
+    return directory / TRAIN_NAME

@@ -42,9 +42,10 @@ class LoadedModel:
     stored_dtypes: Mapping[str, torch.dtype]
     """By name of the weight, floating weights only."""
 
-    def stored_dtype(self, name: str) -> torch.dtype:
-        """Return what a weight is stored as: its own dtype; for a name the files do not have, the commonest one."""
-        return self.stored_dtypes.get(name) or Counter(self.stored_dtypes.values()).most_common(1)[0][0]
+    @property
+    def commonest_dtype(self) -> torch.dtype:
+        """What most weights are stored in, and so what the configuration names."""
+        return Counter(self.stored_dtypes.values()).most_common(1)[0][0]
 
 
 def load_model(model_path: str, device: torch.device) -> LoadedModel:
@@ -121,7 +122,7 @@ def save_model(loaded: LoadedModel, model_path: str, target: Path) -> None:
         shutil.rmtree(partial)
     model.save_pretrained(partial, state_dict=_plain_state(loaded))
     # save_pretrained writes down the dtype that the model is computed in.
-    model.config.dtype = loaded.stored_dtype("")
+    model.config.dtype = loaded.commonest_dtype
     model.config.save_pretrained(partial)
     copy_tokenizer(model_path, partial)
     for file in partial.iterdir():
@@ -134,6 +135,8 @@ def save_model(loaded: LoadedModel, model_path: str, target: Path) -> None:
 def _plain_state(loaded: LoadedModel) -> dict[str, Tensor]:
     """Return the weights as a model without our layers has them, each in its stored dtype; tied ones stay tied."""
     cores = {f"{name}.core" for name, _ in subspace_layers(loaded.model)}
+    # For a name that the files do not have: a tied weight is stored under one of its names alone.
+    fallback = loaded.commonest_dtype
     converted: dict[tuple[int, torch.Size, tuple[int, ...]], Tensor] = {}
     state = {}
     for name, tensor in loaded.model.state_dict().items():
@@ -141,7 +144,7 @@ def _plain_state(loaded: LoadedModel) -> dict[str, Tensor]:
             identity = (tensor.data_ptr(), tensor.shape, tensor.stride())
             if identity not in converted:
                 floating = tensor.is_floating_point()
-                converted[identity] = tensor.to(loaded.stored_dtype(name)) if floating else tensor
+                converted[identity] = tensor.to(loaded.stored_dtypes.get(name, fallback)) if floating else tensor
             state[name] = converted[identity]
     return state
 

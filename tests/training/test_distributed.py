@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 
 from osft.errors import DataError
 from osft.training.distributed import copy_from_first, process_group, sum_over_processes
@@ -22,7 +23,7 @@ def join_and_exchange(local_rank: int, port: int, folder: str) -> None:
         copied, summed = (torch.full((2, 3), 10.0 + processes.global_rank) for _ in range(2))
         copy_from_first([copied], processes)
         sum_over_processes([summed], processes)
-        torch.save((copied, summed), Path(folder) / f"{processes.global_rank}.pt")
+        save_file({"copied": copied, "summed": summed}, Path(folder) / f"{processes.global_rank}.safetensors")
 
 
 @pytest.mark.slow
@@ -30,9 +31,9 @@ def test_every_process_has_the_tensor_of_the_first_and_the_sum_of_all(tmp_path: 
     mp.spawn(join_and_exchange, args=(free_port, str(tmp_path)), nprocs=2)
 
     for rank in range(2):
-        copied, summed = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.equal(copied, torch.full((2, 3), 10.0))
-        assert torch.equal(summed, torch.full((2, 3), 21.0))
+        tensors = load_file(tmp_path / f"{rank}.safetensors")
+        assert torch.equal(tensors["copied"], torch.full((2, 3), 10.0))
+        assert torch.equal(tensors["summed"], torch.full((2, 3), 21.0))
 
 
 def test_the_failure_of_a_process_is_raised_again_with_its_kind_and_message(tmp_path: Path) -> None:
