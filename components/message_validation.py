@@ -12,6 +12,7 @@ def message_validation(
     on_invalid: str,
     max_invalid_fraction: float,
     document_column: str,
+    unmask_messages: bool,
     rows: dsl.Input[dsl.Dataset],
     valid: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -24,6 +25,7 @@ def message_validation(
         on_invalid: ``fail``, or ``drop`` to go on with the valid rows.
         max_invalid_fraction: with ``drop``, the largest share of bad rows that is accepted, 0 to 1.
         document_column: column of the text; used with ``documents`` only.
+        unmask_messages: everything but system messages is trained, so a row needs no assistant turn.
         rows: manifest of the downloaded rows.
         valid: manifest of the valid rows.
         metrics: rows in, valid, quarantined.
@@ -44,6 +46,7 @@ def message_validation(
             "on_invalid": on_invalid,
             "max_invalid_fraction": max_invalid_fraction,
             "document_column": document_column,
+            "unmask_messages": unmask_messages,
         },
         work=lambda directory: validate_dataset(
             source,
@@ -52,6 +55,7 @@ def message_validation(
             on_invalid=on_invalid,
             max_invalid_fraction=max_invalid_fraction,
             document_column=document_column,
+            unmask_messages=unmask_messages,
         ),
     )
     report = read_json(workspace.resolve(manifest.path) / "report.json")

@@ -194,7 +194,11 @@ def _processed_data(config: TrainingConfig) -> Path:
 
     directory = config.data_directory
     validate_dataset(
-        Path(config.data_path), directory, data_format=config.data_format, document_column=config.document_column_name
+        Path(config.data_path),
+        directory,
+        data_format=config.data_format,
+        document_column=config.document_column_name,
+        unmask_messages=config.unmask_messages,
     )
     processing = ProcessingConfig(
         model=config.model_path,

@@ -63,6 +63,7 @@ def validate(
     ] = 0.0,
     data_format: FormatOption = "messages",
     document_column: ColumnOption = "document",
+    unmask_messages: Annotated[bool, typer.Option(help="Rows need no assistant turn: all is trained.")] = False,
 ) -> None:
     """Check every row: valid.jsonl, quarantine.jsonl, report.json."""
     from osft.data.messages import validate_dataset
@@ -74,6 +75,7 @@ def validate(
         on_invalid=on_invalid,
         max_invalid_fraction=max_invalid_fraction,
         document_column=document_column,
+        unmask_messages=unmask_messages,
     )
     typer.echo(f"{report.rows_in} rows: {report.rows_valid} valid, {report.rows_quarantined} quarantined: {output}")
 

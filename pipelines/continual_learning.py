@@ -115,6 +115,7 @@ def continual_learning(
         on_invalid=data_on_invalid,
         max_invalid_fraction=data_max_invalid_fraction,
         document_column=data_document_column,
+        unmask_messages=data_unmask_messages,
         rows=download.outputs["rows"],
     )
 

@@ -106,6 +106,7 @@ def validate_dataset(
     on_invalid: str = "fail",
     max_invalid_fraction: float = 0.0,
     document_column: str = "document",
+    unmask_messages: bool = False,
 ) -> ValidationReport:
     """Check every row of ``source``; leave ``valid.jsonl``, ``quarantine.jsonl`` and ``report.json`` in ``output``.
 
@@ -120,6 +121,7 @@ def validate_dataset(
         on_invalid: ``fail`` allows no invalid row, ``drop`` goes on without them.
         max_invalid_fraction: with ``drop``, the largest share of invalid rows, 0 to 1, that is still accepted.
         document_column: with ``documents``, the column that holds the text.
+        unmask_messages: everything but system messages is to be trained, so a row needs no assistant turn.
 
     Raises:
         ConfigError: if a parameter has a value that is not allowed.
@@ -127,7 +129,7 @@ def validate_dataset(
         DataError: if too many rows are invalid, no valid one is left, or there is no row at all.
     """
     _check_parameters(on_invalid, max_invalid_fraction)
-    check = row_checker(data_format, document_column)
+    check = row_checker(data_format, document_column, unmask_messages=unmask_messages)
     path = jsonl_file(source, ROWS_NAME)
     if path.resolve() in {(output / name).resolve() for name in (VALID_NAME, QUARANTINE_NAME, REPORT_NAME)}:
         raise ConfigError(f"output '{output}' would overwrite the source {path}. Choose another folder.")

@@ -264,16 +264,13 @@ def _batches(rows: Iterator[ParsedRow]) -> Iterator[list[ParsedRow]]:
 
 def _parse_rows(path: Path, config: ProcessingConfig, progress: RowProgress) -> Iterator[ParsedRow]:
     """Yield every row of ``path``, which must be valid."""
-    check = row_checker(config.data_format, config.document_column)
+    check = row_checker(config.data_format, config.document_column, unmask_messages=config.unmask_messages)
     trained_column = {"messages": "messages", "processed": "input_ids"}.get(config.data_format, config.document_column)
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             row = parse_row(line)
-            if not isinstance(row, tuple) and config.unmask_messages:
-                # A conversation without an answer is no mistake when everything is trained.
-                row["unmask"] = True
             problem = row if isinstance(row, tuple) else next(check(row, RowFacts()), None)
             if isinstance(row, tuple) or problem is not None:
                 raise DataError(f"{path}, line {number}: {describe_problem(problem)} Validate the file first.")

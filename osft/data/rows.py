@@ -54,14 +54,16 @@ RowProblem = tuple[str, str, str]
 RowChecker = Callable[[dict[str, Any], RowFacts], Iterator[RowProblem]]
 
 
-def row_checker(data_format: str, document_column: str) -> RowChecker:
+def row_checker(data_format: str, document_column: str, *, unmask_messages: bool = False) -> RowChecker:
     """Return the function that checks a parsed row of ``data_format``.
+
+    With ``unmask_messages`` a row of messages needs no assistant turn: its user turns are trained.
 
     Raises:
         ConfigError: if the format is not known.
     """
     if data_format == "messages":
-        return check_messages_row
+        return partial(check_messages_row, unmask_messages=unmask_messages)
     if data_format == "processed":
         return check_processed_row
     if data_format == "documents":
@@ -86,7 +88,7 @@ def describe_problem(problem: RowProblem | None) -> str:
     return f"{path or 'row'}: {message} [{code}]"
 
 
-def check_messages_row(row: dict[str, Any], facts: RowFacts) -> Iterator[RowProblem]:
+def check_messages_row(row: dict[str, Any], facts: RowFacts, *, unmask_messages: bool = False) -> Iterator[RowProblem]:
     """Yield every problem of a row in the messages format."""
     facts.extra_keys.extend(key for key in row if key not in ("messages", "unmask"))
     unmask = row.get("unmask", False)
@@ -104,7 +106,7 @@ def check_messages_row(row: dict[str, Any], facts: RowFacts) -> Iterator[RowProb
         return
     for index, message in enumerate(messages):
         yield from _check_message(message, index, facts)
-    yield from _check_conversation(facts.roles, unmask=unmask is True)
+    yield from _check_conversation(facts.roles, unmask=unmask_messages or unmask is True)
 
 
 def check_processed_row(row: dict[str, Any], facts: RowFacts) -> Iterator[RowProblem]:

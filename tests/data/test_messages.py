@@ -328,3 +328,14 @@ def test_an_output_that_would_overwrite_the_source_is_refused(tmp_path: Path) ->
         validate_dataset(source, tmp_path)
 
     assert source.read_text() == '{"messages": []}\n'
+
+
+def test_a_row_without_an_assistant_turn_is_valid_when_all_messages_are_trained(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"messages": [{"role": "user", "content": "Iron is Fe."}]}\n')
+
+    report = validate_dataset(source, tmp_path / "out", unmask_messages=True)
+
+    assert report.rows_valid == 1
+    with pytest.raises(DataError, match="no-assistant-turn"):
+        validate_dataset(source, tmp_path / "masked")
