@@ -136,7 +136,8 @@ class TrainingConfig:
         _require_at_least_one(
             self, "effective_batch_size", "max_tokens_per_gpu", "max_seq_len", "num_epochs", "nnodes", "nproc_per_node"
         )
-        _require_whole_number(self, "warmup_steps", "seed", "node_rank", "rdzv_id")
+        _require_whole_number(self, "warmup_steps", "seed", "node_rank")
+        _require_whole_number(self, "rdzv_id", optional=True)
         _require_not_negative(self, "weight_decay")
         _require_range(self, "beta1", 0.0, 1.0, top_included=False)
         _require_range(self, "beta2", 0.0, 1.0, top_included=False)
@@ -217,10 +218,10 @@ def _require_flag(config: TrainingConfig, *names: str) -> None:
             raise ConfigError(f"{name}={value!r} is neither True nor False.")
 
 
-def _require_whole_number(config: TrainingConfig, *names: str) -> None:
+def _require_whole_number(config: TrainingConfig, *names: str, optional: bool = False) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is None and name == "rdzv_id":
+        if optional and value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_WHOLE_NUMBER:
             raise ConfigError(f"{name}={value!r} is not a whole number from 0 to {MAX_WHOLE_NUMBER}.")

@@ -66,19 +66,14 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON (numpy scalars and dataclasses included), atomically."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     with atomic_file(path) as file:
-        file.write(to_json(value))
+        file.write(orjson.dumps(value, option=options))
 
 
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file."""
     return orjson.loads(path.read_bytes())
-
-
-def to_json(value: Any) -> bytes:
-    """Return ``value`` as indented JSON with a newline at its end."""
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-    return orjson.dumps(value, option=options)
 
 
 def as_json(value: Any) -> Any:
@@ -165,7 +160,7 @@ class Manifest:
             WorkspaceError: if there is no manifest of this schema at ``path``.
         """
         try:
-            fields = orjson.loads(Path(path).read_bytes())
+            fields = read_json(Path(path))
             files = tuple(ManifestFile(**file) for file in fields.pop("files"))
             manifest = cls(files=files, **fields)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

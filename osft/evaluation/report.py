@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from osft.errors import EvaluationError
 from osft.evaluation.forgetting import SecondaryMetric, TaskComparison
-from osft.workspace import atomic_file, write_json
+from osft.workspace import atomic_file, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class ForgettingReport:
             EvaluationError: if there is no such file or it is no report.
         """
         try:
-            content = orjson.loads(Path(path).read_bytes())
+            content = read_json(Path(path))
             tasks = tuple(_task(fields) for fields in content.pop("tasks"))
             return cls(tasks=tasks, reasons=tuple(content.pop("reasons")), **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

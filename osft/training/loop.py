@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import orjson
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from osft.training.distributed import Processes, copy_from_first, process_group,
 from osft.training.liger import apply_liger
 from osft.training.loss_chart import write_loss_chart
 from osft.training.metrics import MetricsFile, ProgressLog, StepMetrics, read_metrics
-from osft.workspace import write_json
+from osft.workspace import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class TrainingResult:
         """
         root = Path(directory)
         try:
-            fields = orjson.loads((root / RESULT_NAME).read_bytes())["result"]
+            fields = read_json(root / RESULT_NAME)["result"]
         except (OSError, ValueError, KeyError) as error:
             raise TrainingError(f"{root}: holds no finished training run ({error}). Train there first.") from error
         final = fields.pop("final_checkpoint")
