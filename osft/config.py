@@ -13,8 +13,12 @@ from osft.errors import ConfigError
 
 FLAGS = (
     "use_liger", "use_processed_dataset", "unmask_messages", "is_pretraining", "checkpoint_at_epoch",
-    "save_final_checkpoint",
+    "save_final_checkpoint", "protect_weights", "train_other_parameters", "save_memory",
 )  # fmt: skip
+# bfloat16 resolves changes of 1/256 to 1/512; a moment with this decay changes by up to 1/100 a step.
+MAX_BETA_IN_BFLOAT16 = 0.99
+PARAMETRIZATIONS = ("linear", "factored")
+RANK_ALLOCATIONS = ("uniform", "adaptive")
 # The seeds of numpy's and PyTorch's generators and torchrun's ids all take this much.
 MAX_WHOLE_NUMBER = 2**32 - 1
 # Schedules that move by a metric of an evaluation, which no step here has.
@@ -45,7 +49,7 @@ class TrainingConfig:
     """Samples per optimizer step, over all processes and micro-batches."""
 
     max_tokens_per_gpu: int
-    """Most tokens, padding included, that one process takes through the model at once."""
+    """Most tokens that one process takes through the model at once; padding counts, where a model needs it."""
 
     max_seq_len: int
     """Longest sample in tokens; longer ones are dropped and counted."""
@@ -60,7 +64,33 @@ class TrainingConfig:
     """Folder for validated and tokenized data; ``<ckpt_output_dir>/data`` if not given."""
 
     target_patterns: tuple[str, ...] | None = None
-    """Regular expressions; a linear whose module name contains a match is a target. ``None``: all in the blocks."""
+    """Regular expressions; a linear layer or stack of experts is a target if its name contains a match of one.
+    ``None``: all of attention and MLP."""
+
+    parametrization: str = "linear"
+    """How a weight is trained: ``linear``, through coordinates of what may move, or ``factored``, the paper's U_low,
+    S_low and V_low with projections: the reference, slow."""
+
+    rank_allocation: str = "uniform"
+    """``uniform``: :attr:`unfreeze_rank_ratio` holds for every weight; ``adaptive``: a layer that changes its input
+    more has more free directions, around that ratio."""
+
+    protect_inputs_of: str | None = None
+    """Text, as JSONL of messages, documents or token ids, whose effect must stay: of each weight the directions that
+    its inputs use most are protected, joined with the weight's own, and all of its outputs are free."""
+
+    protect_weights: bool = True
+    """With :attr:`protect_inputs_of`, ``False`` protects the inputs' directions alone; experts in stacks, which have
+    no inputs of their own, keep the weights' ones."""
+
+    train_other_parameters: bool = False
+    """Train embeddings, norms, biases and head as well. They are not protected, so much is forgotten through them."""
+
+    save_memory: bool = False
+    """Keep what is needed once a step in the host's memory, and AdamW's moments in bfloat16."""
+
+    decomposition_cache: str | None = None
+    """Folder that keeps decompositions by the hash of their weight, so that the next run need not compute them."""
 
     seed: int = 42
     """Seed of the order of the samples and of PyTorch."""
@@ -130,7 +160,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require_text(self, "model_path", "data_path", "ckpt_output_dir", "document_column_name")
-        _require_text(self, "data_output_dir", "rdzv_endpoint", optional=True)
+        _require_text(
+            self, "data_output_dir", "rdzv_endpoint", "protect_inputs_of", "decomposition_cache", optional=True
+        )
         _require_flag(self, *FLAGS)
         _require_range(self, "unfreeze_rank_ratio", 0.0, 1.0)
         _require_at_least_one(
@@ -145,6 +177,9 @@ class TrainingConfig:
         _check_scheduler(self.lr_scheduler)
         _check_scheduler_arguments(self.lr_scheduler_kwargs)
         _check_patterns(self.target_patterns)
+        _require_choice(self, "parametrization", PARAMETRIZATIONS)
+        _require_choice(self, "rank_allocation", RANK_ALLOCATIONS)
+        self._check_protection()
         self._check_data_mode()
         self._check_nodes()
 
@@ -170,6 +205,19 @@ class TrainingConfig:
         if self.is_pretraining and self.use_processed_dataset:
             raise ConfigError(
                 "use_processed_dataset=True skips what is_pretraining=True asks for. Leave one of them out."
+            )
+
+    def _check_protection(self) -> None:
+        if not self.protect_weights and self.protect_inputs_of is None:
+            raise ConfigError(
+                "protect_weights=False leaves nothing that is protected. Give protect_inputs_of, or leave it out."
+            )
+        if self.parametrization == "factored" and self.save_memory:
+            raise ConfigError("save_memory=True is for parametrization='linear'. Leave one of them out.")
+        if self.save_memory and max(self.beta1, self.beta2) > MAX_BETA_IN_BFLOAT16:
+            raise ConfigError(
+                f"beta1={self.beta1}, beta2={self.beta2}: save_memory=True holds at most {MAX_BETA_IN_BFLOAT16}, since "
+                "smaller changes of a moment are lost in bfloat16. Lower them, or leave save_memory out."
             )
 
     def _check_nodes(self) -> None:
@@ -209,6 +257,12 @@ def _require_text(config: TrainingConfig, *names: str, optional: bool = False) -
             continue
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{name}={value!r} is not text. Give a non-empty string.")
+
+
+def _require_choice(config: TrainingConfig, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}.")
 
 
 def _require_flag(config: TrainingConfig, *names: str) -> None:

@@ -200,6 +200,11 @@ class Workspace:
         """Folder of the promoted models."""
         return self.root / "models"
 
+    @property
+    def decompositions(self) -> Path:
+        """Where decompositions of weights are kept from run to run."""
+        return self.root / "cache" / "subspaces"
+
     def run_directory(self, run_id: str) -> Path:
         """Return the folder of one pipeline run.
 

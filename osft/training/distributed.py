@@ -90,7 +90,11 @@ def copy_from_first(tensors: Iterable[Tensor], processes: Processes) -> None:
     """Overwrite each tensor with the first process's. Every process must call this, with like shapes."""
     if processes.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            # NCCL knows no host memory.
+            shared = tensor.to(processes.device)
+            dist.broadcast(shared, src=0)
+            if shared is not tensor:
+                tensor.copy_(shared)
 
 
 @torch.no_grad()

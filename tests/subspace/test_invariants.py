@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from osft.subspace.decomposition import ProtectedSubspace, frozen_rank, protect_leading_directions
-from osft.subspace.parametrization import SubspaceLinear
+from osft.subspace.parametrization import FreeSide, SubspaceLinear, SubspaceWeight
 
 RATIOS = [0.0, 0.1, 0.25, 0.5, 0.9, 1.0]
 # float32 holds the merged weight to 6e-8 of its size; over some hundred products 1e-5 leaves room without hiding a bug.
@@ -20,14 +20,16 @@ RELATIVE_TOLERANCE = 1e-5
 def train_a_little(layer: SubspaceLinear, steps: int = 5) -> None:
     """Take AdamW steps that are large against the weight, so that rounding does not hide in a small update."""
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.AdamW([layer.core], lr=0.05)
+    optimizer = torch.optim.AdamW([layer.subspace.core], lr=0.05)
     for _ in range(steps):
-        inputs = torch.randn(7, layer.weight.shape[1], generator=generator)
-        wanted = torch.randn(7, layer.weight.shape[0], generator=generator)
+        dtype = layer.weight.dtype
+        inputs = torch.randn(7, layer.weight.shape[1], generator=generator).to(dtype)
+        wanted = torch.randn(7, layer.weight.shape[0], generator=generator).to(dtype)
         (layer(inputs) - wanted).square().mean().backward()
+        layer.subspace.project_gradient()
         optimizer.step()
         optimizer.zero_grad()
-        layer.merge()
+        layer.subspace.merge()
 
 
 def make_linear(rows: int, columns: int, seed: int = 0) -> nn.Linear:
@@ -35,12 +37,21 @@ def make_linear(rows: int, columns: int, seed: int = 0) -> nn.Linear:
     return nn.Linear(columns, rows)
 
 
+def make_layer(linear: nn.Linear, protected: ProtectedSubspace) -> SubspaceLinear:
+    return SubspaceLinear(SubspaceWeight(linear.weight, protected), linear.bias)
+
+
+def side_as_matrix(side: FreeSide) -> torch.Tensor:
+    """Return the map from coordinates to the free directions of one side, ``[size, coordinates]``."""
+    return side.expand(side.remove_protected(torch.eye(side.coordinates, dtype=side.basis.dtype)))
+
+
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize(("rows", "columns"), [(24, 24), (12, 40), (40, 12), (1, 9), (9, 1), (1, 1)])
 def test_training_leaves_the_leading_singular_directions_alone(rows: int, columns: int, ratio: float) -> None:
     linear = make_linear(rows, columns)
     before = linear.weight.detach().clone().double()
-    layer = SubspaceLinear(linear, protect_leading_directions(linear.weight, ratio))
+    layer = make_layer(linear, protect_leading_directions(linear.weight, ratio))
 
     train_a_little(layer)
 
@@ -67,14 +78,14 @@ def test_the_invariants_hold_for_any_shape_ratio_and_weight_of_any_rank(
     )
     linear.weight.data = low_rank * scale
     protected = protect_leading_directions(linear.weight, ratio)
-    layer = SubspaceLinear(linear, protected)
-    torch.nn.init.normal_(layer.core, generator=generator)
+    layer = make_layer(linear, protected)
+    torch.nn.init.normal_(layer.subspace.core, generator=generator)
 
-    layer.merge()
+    layer.subspace.merge()
 
-    update = layer.weight.double() - layer.base_weight.double()
+    update = layer.weight.double() - layer.subspace.base.double()
     # The stored sum is rounded at the size of the larger of weight and update.
-    allowed = RELATIVE_TOLERANCE * (update.norm() + layer.base_weight.double().norm())
+    allowed = RELATIVE_TOLERANCE * (update.norm() + layer.subspace.base.double().norm())
     assert (protected.left.T @ update).norm() <= allowed
     assert (update @ protected.right).norm() <= allowed
 
@@ -83,14 +94,13 @@ def test_the_invariants_hold_for_any_shape_ratio_and_weight_of_any_rank(
 def test_every_allowed_update_can_be_reached(rows: int, columns: int) -> None:
     linear = make_linear(rows, columns)
     protected = protect_leading_directions(linear.weight, 0.4)
-    layer = SubspaceLinear(linear, protected)
+    layer = make_layer(linear, protected)
     generator = torch.Generator().manual_seed(2)
     anything = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     allowed = anything - protected.left @ (protected.left.T @ anything)
     allowed = allowed - (allowed @ protected.right) @ protected.right.T
 
-    left_basis = layer.left.expand(torch.eye(layer.left.coordinates)).double()
-    right_basis = layer.right.expand(torch.eye(layer.right.coordinates)).double()
+    left_basis, right_basis = (side_as_matrix(side).double() for side in (layer.subspace.left, layer.subspace.right))
     core = torch.linalg.pinv(left_basis) @ allowed @ torch.linalg.pinv(right_basis).T
 
     # The bases are float32.
@@ -101,11 +111,11 @@ def test_a_subspace_of_any_source_is_respected_and_an_empty_side_is_free() -> No
     linear = make_linear(8, 12)
     directions = torch.linalg.qr(torch.randn(12, 5, dtype=torch.float64)).Q
     nothing = torch.zeros(8, 0, dtype=torch.float64)
-    layer = SubspaceLinear(linear, ProtectedSubspace(left=nothing, right=directions))
+    layer = make_layer(linear, ProtectedSubspace(left=nothing, right=directions))
 
     train_a_little(layer)
 
-    update = layer.weight.double() - layer.base_weight.double()
+    update = layer.weight.double() - layer.subspace.base.double()
     assert torch.linalg.matrix_rank(update, rtol=1e-5) == 7
     assert (update @ directions).norm() <= RELATIVE_TOLERANCE * update.norm()
 
@@ -115,8 +125,8 @@ def test_before_the_first_step_the_layer_is_the_linear_bit_for_bit() -> None:
     inputs = torch.randn(3, 5, 14)
     expected = linear(inputs)
 
-    layer = SubspaceLinear(copy.deepcopy(linear), protect_leading_directions(linear.weight, 0.25))
-    layer.merge()
+    layer = make_layer(copy.deepcopy(linear), protect_leading_directions(linear.weight, 0.25))
+    layer.subspace.merge()
 
     assert torch.equal(layer(inputs), expected)
 
@@ -124,21 +134,21 @@ def test_before_the_first_step_the_layer_is_the_linear_bit_for_bit() -> None:
 def test_at_ratio_zero_nothing_is_trained() -> None:
     linear = make_linear(10, 6)
     before = linear.weight.detach().clone()
-    layer = SubspaceLinear(linear, protect_leading_directions(linear.weight, 0.0))
+    layer = make_layer(linear, protect_leading_directions(linear.weight, 0.0))
 
     train_a_little(layer)
 
-    assert layer.core.numel() == 0
+    assert layer.subspace.core.numel() == 0
     assert torch.equal(layer.weight, before)
 
 
 def test_at_ratio_one_every_direction_is_free() -> None:
     linear = make_linear(6, 9)
-    layer = SubspaceLinear(linear, protect_leading_directions(linear.weight, 1.0))
+    layer = make_layer(linear, protect_leading_directions(linear.weight, 1.0))
 
     train_a_little(layer)
 
-    update = layer.weight - layer.base_weight
+    update = layer.weight - layer.subspace.base
     assert torch.linalg.matrix_rank(update) == 6
 
 
@@ -148,28 +158,33 @@ def test_the_gradient_is_that_of_the_loss_restricted_to_the_free_directions(
     rows: int, columns: int, ratio: float
 ) -> None:
     linear = make_linear(rows, columns).double()
-    layer = SubspaceLinear(copy.deepcopy(linear), protect_leading_directions(linear.weight, ratio))
+    layer = make_layer(copy.deepcopy(linear), protect_leading_directions(linear.weight, ratio))
     inputs = torch.randn(4, 3, columns, dtype=torch.float64, requires_grad=True)
     inputs_of_layer = inputs.detach().clone().requires_grad_()
 
     linear(inputs).cos().sum().backward()
     layer(inputs_of_layer).cos().sum().backward()
+    layer.subspace.project_gradient()
 
     # core -> W is linear, so its gradient is the adjoint applied to the dense gradient.
-    left = layer.left.expand(torch.eye(layer.left.coordinates, dtype=torch.float64))
-    right = layer.right.expand(torch.eye(layer.right.coordinates, dtype=torch.float64))
-    torch.testing.assert_close(layer.core.grad, left.T @ linear.weight.grad @ right)
+    left, right = side_as_matrix(layer.subspace.left), side_as_matrix(layer.subspace.right)
+    expected = layer.subspace.scale.double() * (left.T @ linear.weight.grad @ right)
+    gradient = layer.subspace.core.grad
+    torch.testing.assert_close(torch.zeros_like(expected) if gradient is None else gradient, expected)
     torch.testing.assert_close(inputs_of_layer.grad, inputs.grad)
 
 
-def test_a_bfloat16_weight_keeps_the_invariants_to_the_rounding_of_what_is_stored() -> None:
-    linear = make_linear(32, 48).bfloat16()
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(("rows", "columns"), [(32, 32), (32, 48), (48, 32)])
+def test_training_in_bfloat16_keeps_the_invariants_to_the_rounding_of_what_is_stored(
+    rows: int, columns: int, ratio: float
+) -> None:
+    linear = make_linear(rows, columns).bfloat16()
     before = linear.weight.detach().double()
-    protected = protect_leading_directions(linear.weight, 0.25)
-    layer = SubspaceLinear(linear, protected)
-    torch.nn.init.normal_(layer.core, std=0.1)
+    protected = protect_leading_directions(linear.weight, ratio)
+    layer = make_layer(linear, protected)
 
-    layer.merge()
+    train_a_little(layer)
 
     update = layer.weight.double() - before
     # bfloat16 keeps 8 bits: each entry is off by at most 2^-9 of itself.
@@ -188,7 +203,15 @@ def test_the_frozen_rank_is_what_the_design_says(rows: int, columns: int, ratio:
     if ratio == 0:
         assert rank == full_rank
     else:
-        assert rank == min(math.floor(full_rank * (1 - ratio)), full_rank - 1)
+        assert rank == min(math.floor(full_rank * (1 - ratio) + 1e-9), full_rank - 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "rank"),
+    [(2560, 0.9, 256), (20, 0.9, 2), (1000, 0.9, 100), (4096, 0.25, 3072), (10, 0.01, 9), (3, 1.0, 0), (7, 0.0, 7)],
+)
+def test_the_frozen_rank_in_numbers(size: int, ratio: float, rank: int) -> None:
+    assert frozen_rank(size, 2 * size, ratio) == rank
 
 
 def test_the_protected_directions_are_the_leading_ones_of_a_full_decomposition() -> None:

@@ -1,0 +1,227 @@
+"""Which directions of a weight's inputs a text uses: the leading eigenvectors of their covariance.
+
+What a layer computes for inputs inside these directions cannot change when no update touches them: with
+``D right = 0``, ``(W + D) x = W x`` for every ``x`` that ``right`` spans. So the layers' answers to the text, and to
+what is like it, stay; the weights' own singular directions promise that only for what the weights amplify most.
+
+The covariance is the uncentred one, ``E[x x^T]`` over the text's tokens: a weight multiplies the mean like any other
+direction. It is gathered in one pass over the text without keeping activations; each takes ``inputs^2`` values (for
+an 8-billion-parameter Llama 39 GB together in float32), freed one after the other as the weights are decomposed.
+
+Source: the idea is Gradient Projection Memory, Saha et al. 2021, arXiv:2103.09762; here for the linear set of
+:mod:`osft.subspace.parametrization`.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from osft.data.messages import VALID_NAME, jsonl_file
+from osft.data.processing import ProcessingConfig, process_dataset
+from osft.data.rows import describe_problem, parse_row
+from osft.data.samples import PARQUET_MAGIC, TRAIN_NAME, Sample, load_samples
+from osft.errors import DataError, TrainingError
+from osft.subspace.decomposition import ProtectedSubspace, frozen_rank
+from osft.subspace.targets import Target, holders, target_parameter
+
+logger = logging.getLogger(__name__)
+
+
+def load_input_samples(
+    path: Path, model_path: str, max_tokens: int, vocab_size: int, *, document_column: str = "document"
+) -> list[Sample]:
+    """Return the rows of a text as token ids; what a row is, is seen from the first one.
+
+    Args:
+        path: JSON Lines of messages, of documents or of token ids, parquet of token ids, or a folder with
+            ``train.parquet`` or ``valid.jsonl``.
+        model_path: folder or Hugging Face id whose tokenizer is used.
+        max_tokens: longer rows are cut there; documents are put together and cut into blocks of it.
+        vocab_size: rows of the model's embedding.
+        document_column: column of the documents' text.
+
+    Raises:
+        MissingPathError: if there is no such file.
+        DataError: if the first row is of no known kind, or a row is not valid.
+    """
+    if (path / TRAIN_NAME).is_file():
+        path = path / TRAIN_NAME
+    file = jsonl_file(path, VALID_NAME)
+    data_format = _format_of(file, document_column)
+    if data_format == "processed":
+        return [_cut(sample, max_tokens) for sample in load_samples(file, vocab_size)]
+    processing = ProcessingConfig(
+        model=model_path,
+        data_format=data_format,
+        max_seq_len=max_tokens,
+        # What is trained does not matter here: a row without an answer is text as well.
+        unmask_messages=True,
+        holdout_fraction=0.0,
+        on_too_long="truncate",
+        block_size=max_tokens if data_format == "documents" else None,
+        document_column=document_column,
+    )
+    with TemporaryDirectory() as directory:
+        process_dataset(file, Path(directory), processing)
+        return load_samples(Path(directory), vocab_size)
+
+
+def _format_of(file: Path, document_column: str) -> str:
+    with file.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
+    if first.startswith(PARQUET_MAGIC):
+        return "processed"
+    row = parse_row(first)
+    if isinstance(row, tuple):
+        raise DataError(f"{file}, first row: {describe_problem(row)} Give JSON Lines of messages or documents.")
+    columns = {"messages": "messages", "input_ids": "processed", document_column: "documents"}
+    for column, data_format in columns.items():
+        if column in row:
+            return data_format
+    raise DataError(
+        f"{file}, first row: has none of the columns {', '.join(columns)}. "
+        "Give JSON Lines of messages, of documents or of token ids."
+    )
+
+
+def _cut(sample: Sample, max_tokens: int) -> Sample:
+    return Sample(input_ids=sample.input_ids[:max_tokens], labels=sample.labels[:max_tokens], row=sample.row)
+
+
+def equal_length_batches(samples: Sequence[Sample], max_tokens: int) -> Iterator[Tensor]:
+    """Yield ``[samples, tokens]``, int64, longest first: samples of one length together, at most ``max_tokens``.
+
+    Without padding every position is a token of the text, also behind a router, where no mask could say which are.
+    Lengths repeat in any text that is large enough for the size of a batch to matter.
+    """
+    by_length = sorted(samples, key=lambda sample: len(sample.input_ids), reverse=True)
+    for length, group in groupby(by_length, key=lambda sample: len(sample.input_ids)):
+        rows = np.stack([sample.input_ids for sample in group]).astype(np.int64)
+        yield from torch.from_numpy(rows).split(max(1, max_tokens // length))
+
+
+@torch.no_grad()
+def run_text(model: PreTrainedModel, batches: Iterable[Tensor]) -> None:
+    """Take ``batches`` of token ids through the model's body, for its hooks; no logits are made.
+
+    Args:
+        model: it is left in the mode, training or not, that it is in.
+        batches: each ``[samples, tokens]``, without padding.
+    """
+    was_training = model.training
+    model.eval()
+    for input_ids in batches:
+        model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
+    model.train(was_training)
+
+
+def input_covariances(
+    model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Return ``E[x x^T]`` of the inputs of each target, by its name; one forward pass.
+
+    The sums are taken in float32 (float64 for a float64 model): the matrix product adds to them in place, and the
+    rounding, some 1e-6 of each entry, lies far below the error of any sample of a text. In float64 those of an
+    8-billion-parameter model would not fit on one GPU beside it.
+
+    Args:
+        model: with the weights that the targets were found in.
+        targets: stacks of experts, which share the inputs that a router deals out, are left out, as are targets that
+            no token reaches.
+        batches: each ``[samples, tokens]``, without padding.
+
+    Returns:
+        ``[inputs, inputs]`` on the weight's device.
+
+    Raises:
+        TrainingError: if inputs are not finite.
+    """
+    matrices = [target for target in targets if target_parameter(model, target).ndim == 2]
+    sums = {target.name: _InputSum() for target in matrices}
+    with ExitStack() as hooks:
+        for target in matrices:
+            for module, _ in holders(model, target):
+                hooks.enter_context(module.register_forward_pre_hook(sums[target.name].add, with_kwargs=True))
+        run_text(model, batches)
+    covariances = {name: total.mean() for name, total in sums.items() if total.tokens}
+    for name, covariance in covariances.items():
+        if not bool(covariance.diagonal().isfinite().all()):
+            raise TrainingError(f"the inputs of {name} are not finite over the text of protect_inputs_of. Check both.")
+    return covariances
+
+
+class _InputSum:
+    """The sum of ``x x^T`` over what one weight is multiplied with; its memory is taken when the first come."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._sum = torch.zeros(0, 0)
+
+    def add(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Add the inputs ``[..., inputs]``, the first of ``arguments``; a forward pre-hook."""
+        inputs = (arguments[0] if arguments else named["input"]).detach()
+        inputs = inputs.reshape(-1, inputs.shape[-1]).to(torch.promote_types(inputs.dtype, torch.float32))
+        if self.tokens == 0:
+            self._sum = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+        self._sum.addmm_(inputs.T, inputs)
+        self.tokens += len(inputs)
+
+    def mean(self) -> Tensor:
+        """Return the sum over the number of tokens, in the same memory."""
+        return self._sum.div_(self.tokens)
+
+
+@torch.no_grad()
+def protect_input_directions(
+    weight: Tensor, covariance: Tensor, unfreeze_rank_ratio: float, *, inputs_are_columns: bool, join_weights: bool
+) -> ProtectedSubspace:
+    """Return the directions of a weight's inputs that matter most; nothing is protected on the output side.
+
+    Of ``m`` inputs, ``min(floor(m (1 - rho)), m - 1)`` directions are protected (all at ``rho = 0``), whether those of
+    the covariance alone or joined with the weights': then covariance and Gram matrix ``W^T W``, each scaled to trace
+    1, are added, and the leading eigenvectors of the sum share the one budget. ``W^T W`` has the weight's right
+    singular vectors, so both kinds compete as directions of the inputs. The output side stays free in both cases:
+    ``D right = 0`` alone keeps ``W x`` for every protected ``x``, a limit on outputs would only take room from what
+    is learnt, and this is the form whose forgetting was measured.
+
+    Args:
+        weight: ``[rows, columns]``, any floating dtype; not changed.
+        covariance: ``[inputs, inputs]`` of the weight's inputs, symmetric.
+        unfreeze_rank_ratio: share of the directions left free, 0 to 1.
+        inputs_are_columns: ``False`` where the weight is stored ``[inputs, outputs]``; then ``left`` is filled.
+        join_weights: join the weight's own directions.
+
+    Returns:
+        Orthonormal directions of the inputs in the weight's dtype.
+    """
+    size = len(covariance)
+    protected_rank = frozen_rank(size, size, unfreeze_rank_ratio)
+    use = covariance.to(weight.device, torch.float64)
+    if join_weights:
+        exact = weight.to(torch.float64)
+        gram = exact.T @ exact if inputs_are_columns else exact @ exact.T
+        use = _of_trace_one(use) + _of_trace_one(gram)
+    # eigh sorts ascending: the last columns belong to what is used most.
+    rest, directions = torch.linalg.eigh(use).eigenvectors.split([size - protected_rank, protected_rank], dim=1)
+    free = rest.to(weight.dtype).contiguous() if rest.shape[1] <= protected_rank else None
+    directions = directions.flip(1).to(weight.dtype).contiguous()
+    nothing = directions.new_zeros(math.prod(weight.shape) // size, 0)
+    if inputs_are_columns:
+        return ProtectedSubspace(left=nothing, right=directions, free_right=free)
+    return ProtectedSubspace(left=directions, right=nothing, free_left=free)
+
+
+def _of_trace_one(matrix: Tensor) -> Tensor:
+    """Scale a positive semidefinite matrix to trace 1; one of zeros stays as it is."""
+    trace = matrix.trace()
+    return matrix / trace if trace > 0 else matrix
