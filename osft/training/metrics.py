@@ -1,17 +1,28 @@
-"""What a step reports: one JSON line in ``metrics.jsonl``, and a line in the log now and then."""
+"""What a step reports: one JSON line in ``metrics.jsonl``, and a progress bar or a line in the log now and then."""
 
 import logging
+import resource
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import orjson
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from osft.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOG_LINES = 5.0
+BYTES_PER_GIB = 1 << 30
+# getrusage counts in bytes there, in KiB elsewhere.
+BYTES_PER_RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1 << 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +52,15 @@ class StepMetrics:
     seconds: float
     """Wall time of the step."""
 
-    peak_memory_gib: float | None
-    """Most memory that tensors took on the first process's GPU so far; ``None`` on a CPU."""
+    peak_memory_gib: float
+    """Most memory of the first process so far: of the tensors on its GPU, or, on a CPU, of the whole process."""
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory that tensors took on ``device`` so far; on a CPU, the process's peak resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / BYTES_PER_GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_RUSAGE_UNIT / BYTES_PER_GIB
 
 
 class MetricsFile:
@@ -61,6 +79,63 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextmanager
+def reporting(path: Path | None, total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
+    """Yield what takes each step's metrics to the file ``path`` and shows them; without a path it does nothing."""
+    if path is None:
+        yield lambda metrics: None
+        return
+    file = MetricsFile(path)
+    try:
+        with show_progress(total_steps) as show:
+
+            def report(metrics: StepMetrics) -> None:
+                file.write(metrics)
+                show(metrics)
+
+            yield report
+    finally:
+        file.close()
+
+
+@contextmanager
+def show_progress(total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
+    """Yield what shows each step: a bar if standard error is a terminal, else a :class:`ProgressLog`."""
+    # Not rich's own test, which takes any output for a terminal where colours are asked for.
+    if not sys.stderr.isatty():
+        yield ProgressLog()
+        return
+    columns = (
+        TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    terminal = sys.stderr
+    with Progress(*columns, console=Console(file=terminal)) as progress, _logged_above_bar(terminal):
+        task = progress.add_task("", total=total_steps)
+
+        def show(metrics: StepMetrics) -> None:
+            description = f"loss {metrics.loss:.4f}, {metrics.tokens_per_second:.0f} tokens/s"
+            progress.update(task, completed=metrics.step, description=description)
+
+        yield show
+
+
+@contextmanager
+def _logged_above_bar(terminal: TextIO) -> Iterator[None]:
+    """Send the log lines for ``terminal`` through the standard error that rich put in its place: it moves the bar."""
+    handlers = [
+        handler
+        for handler in logging.getLogger("osft").handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is terminal
+    ]
+    for handler in handlers:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(terminal)
 
 
 class ProgressLog:

@@ -51,22 +51,61 @@ def test_the_shares_of_all_processes_are_the_whole_batch(lengths: list[int], wor
     assert sorted(sample.row for share in shares for sample in share) == list(range(len(lengths)))
 
 
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), world_size=st.integers(1, 5))
+def test_no_two_processes_are_further_apart_than_the_longest_sample(lengths: list[int], world_size: int) -> None:
+    samples = [make_sample(length, row) for row, length in enumerate(lengths)]
+
+    tokens = [
+        sum(len(sample.input_ids) for sample in share_of_process(samples, rank, world_size))
+        for rank in range(world_size)
+    ]
+
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
+@pytest.mark.parametrize("packed", [True, False])
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), max_tokens=st.integers(30, 200))
-def test_a_micro_batch_never_exceeds_the_token_budget_with_its_padding(lengths: list[int], max_tokens: int) -> None:
-    samples = share_of_process([make_sample(length, row) for row, length in enumerate(lengths)], 0, 1)
+def test_a_micro_batch_never_exceeds_the_token_budget_and_every_sample_is_in_one(
+    lengths: list[int], max_tokens: int, packed: bool
+) -> None:
+    samples = [make_sample(length, row) for row, length in enumerate(lengths)]
 
-    groups = micro_batches(samples, max_tokens)
+    groups = micro_batches(samples, max_tokens, packed=packed)
 
-    assert all(collate(group).input_ids.numel() <= max_tokens for group in groups)
-    assert [sample.row for group in groups for sample in group] == [sample.row for sample in samples]
+    assert all(collate(group, packed=packed).input_ids.numel() <= max_tokens for group in groups)
+    assert sorted(sample.row for group in groups for sample in group) == list(range(len(lengths)))
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), max_tokens=st.integers(30, 200))
+def test_packed_micro_batches_are_few(lengths: list[int], max_tokens: int) -> None:
+    samples = [make_sample(length) for length in lengths]
+
+    groups = micro_batches(samples, max_tokens, packed=True)
+
+    assert len(groups) <= len(micro_batches(samples, max_tokens, packed=False))
+    # Two groups that are both half empty would be one.
+    assert sum(sum(len(sample.input_ids) for sample in group) * 2 <= max_tokens for group in groups) <= 1
+
+
+def test_a_packed_batch_is_one_row_whose_positions_restart() -> None:
+    batch = collate([make_sample(3), make_sample(2, ignored=0)], packed=True)
+
+    assert batch.input_ids.tolist() == [[1, 2, 3, 1, 2]]
+    assert batch.labels.tolist() == [[-100, 2, 3, -100, 2]]
+    assert batch.attention_mask is None
+    assert batch.packing is not None
+    assert batch.packing.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.packing.bounds.tolist() == [0, 3, 5]
+    assert batch.packing.longest_tokens == 3
 
 
 def test_padding_is_masked_and_not_trained() -> None:
-    batch = collate([make_sample(3), make_sample(1, ignored=0)])
+    batch = collate([make_sample(3), make_sample(1, ignored=0)], packed=False)
 
     assert batch.input_ids.tolist() == [[1, 2, 3], [1, 0, 0]]
+    assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch.labels.tolist() == [[-100, 2, 3], [1, -100, -100]]
+    assert batch.labels.tolist() == [[-100, 2, 3], [-100, -100, -100]]
 
 
 @pytest.mark.parametrize(("ignored", "expected"), [(0, 4), (1, 4), (3, 2), (5, 0)])
