@@ -52,7 +52,8 @@ def osft(
     """Fine-tune a model on new data in the directions that it does not use for what it knows.
 
     Every target weight ``W0`` ends as ``W`` with ``U_k^T (W - W0) = 0`` and ``(W - W0) V_k = 0``, where ``U_k`` and
-    ``V_k`` are its leading singular directions (arXiv:2504.07097). What is not a target does not change.
+    ``V_k`` are its leading singular directions (arXiv:2504.07097). What is not a target does not change. Options can
+    choose otherwise (``protect_inputs_of``, ``train_other_parameters``).
 
     ``None`` means the default of :class:`osft.config.TrainingConfig`.
 
@@ -62,15 +63,16 @@ def osft(
         unfreeze_rank_ratio: share of each weight's singular directions that may move, 0 to 1. 0.25 keeps most of
             what the model does; 0.5 and above adapt more.
         effective_batch_size: samples per optimizer step, over all processes and micro-batches.
-        max_tokens_per_gpu: most tokens, padding included, that one process takes through the model at once.
+        max_tokens_per_gpu: most tokens that one process takes through the model at once. Samples are packed without
+            padding; for a model that cannot take them so, padding counts.
         max_seq_len: longest sample in tokens; longer ones are left out, counted and logged.
         learning_rate: peak learning rate of AdamW.
         ckpt_output_dir: folder for checkpoints, metrics and the final model.
         data_output_dir: folder for validated and tokenized data. Default: ``data`` in ``ckpt_output_dir``.
         backend: ``"native"``, this library's engine, or ``"mini-trainer"``, which hands the same arguments to the
             package training-hub.
-        target_patterns: regular expressions; a linear whose module name contains a match is trained. Default:
-            every linear of attention and MLP.
+        target_patterns: regular expressions; a linear layer (by its module's name) or a stack of experts (by module
+            and parameter) is trained if its name contains a match of one. Default: all of attention and MLP.
         seed: seed of the order of the samples and of PyTorch. Default: 42.
         use_liger: patch the model with Liger kernels; needs the package liger-kernel and a GPU. Default: False.
         use_processed_dataset: the data has ``input_ids`` and ``labels`` already. Default: False.
@@ -89,8 +91,10 @@ def osft(
         node_rank: number of this node, from 0. Default: 0.
         rdzv_id: id that the nodes of one run share; needed with more than one node.
         rdzv_endpoint: ``host:port`` of node 0; needed with more than one node.
-        **kwargs: of the native backend ``beta1``, ``beta2``, ``eps`` and ``weight_decay``, AdamW's parameters; of
-            mini-trainer whatever it takes.
+        **kwargs: of the native backend the other fields of :class:`osft.config.TrainingConfig`:
+            ``protect_inputs_of``, ``protect_weights``, ``rank_allocation``, ``train_other_parameters``,
+            ``save_memory``, ``decomposition_cache``, ``parametrization``, and ``beta1``, ``beta2``, ``eps`` and
+            ``weight_decay`` of AdamW; of mini-trainer whatever it takes.
 
     Returns:
         Of the native backend, a :class:`osft.training.loop.TrainingResult` (``None`` on a node that does not see
@@ -154,6 +158,7 @@ def _make_config(given: dict[str, Any]) -> TrainingConfig:
 
 
 def _train_natively(config: TrainingConfig) -> Any:
+    from osft.planning.plan import require_memory
     from osft.training.distributed import count_local_processes, is_first_process, is_launched, launch
     from osft.training.liger import require_liger
     from osft.training.loop import RESULT_NAME, TrainingResult, train
@@ -161,6 +166,9 @@ def _train_natively(config: TrainingConfig) -> Any:
     _check_paths(config)
     if config.use_liger:
         require_liger()
+    # Once on each node is enough: a launcher ends the other processes.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        require_memory(config)
     train_data = _processed_data(config)
     directory = config.checkpoint_directory
     # What an earlier run left must not pass for this one's result.
@@ -177,6 +185,8 @@ def _train_natively(config: TrainingConfig) -> Any:
 def _check_paths(config: TrainingConfig) -> None:
     if not Path(config.data_path).exists():
         raise MissingPathError(f"data_path '{config.data_path}' does not exist.")
+    if config.protect_inputs_of is not None and not Path(config.protect_inputs_of).exists():
+        raise MissingPathError(f"protect_inputs_of '{config.protect_inputs_of}' does not exist.")
     if config.checkpoint_directory.exists() and not config.checkpoint_directory.is_dir():
         raise ConfigError(f"ckpt_output_dir '{config.ckpt_output_dir}' is a file. Give a folder.")
     looks_local = config.model_path.startswith((".", "/", "~")) or config.model_path.count("/") > 1

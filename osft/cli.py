@@ -130,6 +130,23 @@ def train(
     target_patterns: Annotated[
         list[str] | None, typer.Option(help="Regular expression over module names; may be repeated.")
     ] = None,
+    protect_inputs_of: Annotated[
+        str | None, typer.Option(help="Text (JSONL): protect what it puts into every layer, in place of outputs.")
+    ] = None,
+    protect_weights: Annotated[
+        bool | None, typer.Option(help="No: protect the inputs of that text alone. [default: yes]")
+    ] = None,
+    rank_allocation: Annotated[
+        str | None, typer.Option(help="The same ratio for all layers, or by importance: uniform or adaptive.")
+    ] = None,
+    train_other_parameters: Annotated[
+        bool | None, typer.Option(help="Train embeddings, norms, biases and head too; they are not protected.")
+    ] = None,
+    save_memory: Annotated[
+        bool | None, typer.Option(help="Keep once-a-step tensors in host memory, moments in bfloat16.")
+    ] = None,
+    parametrization: Annotated[str | None, typer.Option(help="linear, or factored: the slow reference.")] = None,
+    decomposition_cache: Annotated[str | None, typer.Option(help="Folder that keeps decompositions.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order and PyTorch. [default: 42]")] = None,
     use_liger: Annotated[bool | None, typer.Option(help="Use Liger's kernels.")] = None,
     use_processed_dataset: Annotated[bool | None, typer.Option(help="The data has input_ids and labels.")] = None,
@@ -163,6 +180,44 @@ def train(
     if backend == "native" and result is not None:
         where = result.final_checkpoint or result.metrics_file
         typer.echo(f"optimizer steps: {result.steps}, loss {result.first_loss:.4f} to {result.final_loss:.4f}: {where}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="Folder, config.json or Hugging Face id; no weights are read.")],
+    unfreeze_rank_ratio: Annotated[
+        float, typer.Option(help="Share of each weight's directions that may move, 0 to 1.")
+    ],
+    max_tokens_per_gpu: Annotated[int, typer.Option(help="Most tokens that a process takes at once.")],
+    max_seq_len: Annotated[int | None, typer.Option(help="Longest sample. [default: --max-tokens-per-gpu]")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs of the run; 0 plans for a CPU.")] = 1,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="GiB of a card or its name, e.g. 45 or L40S. [default: the card at hand]")
+    ] = None,
+    target_patterns: Annotated[
+        list[str] | None, typer.Option(help="Regular expression over module names; may be repeated.")
+    ] = None,
+    train_other_parameters: Annotated[bool, typer.Option(help="Train embeddings, norms and head as well.")] = False,
+    save_memory: Annotated[bool, typer.Option(help="Keep once-a-step tensors in host memory.")] = False,
+) -> None:
+    """Predict a run's memory by part and the time of the decomposition, and say whether it fits."""
+    from osft.planning.plan import config_to_plan, memory_at_hand_gib, plan_training, read_gpu_memory
+    from osft.planning.table import render_plan
+
+    config = config_to_plan(
+        model,
+        unfreeze_rank_ratio,
+        max_tokens_per_gpu,
+        max_seq_len,
+        target_patterns=tuple(target_patterns) if target_patterns else None,
+        train_other_parameters=train_other_parameters,
+        save_memory=save_memory,
+    )
+    capacity_gib = None
+    if gpus > 0:
+        capacity_gib = read_gpu_memory(gpu_memory) if gpu_memory else memory_at_hand_gib()
+    prediction = plan_training(config, on_gpu=gpus > 0, capacity_gib=capacity_gib, with_time=True)
+    Console().print(render_plan(prediction, num_gpus=gpus))
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import orjson
@@ -13,6 +15,7 @@ import typer.main
 
 from osft.api import osft
 from osft.cli import app
+from osft.config import TrainingConfig
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -27,8 +30,9 @@ def test_train_has_every_parameter_of_osft_with_dashes() -> None:
 
     options = {parameter.opts[0] for parameter in command.params}
 
-    parameters = [name for name in inspect.signature(osft).parameters if name != "kwargs"]
-    assert options == {f"--{name.replace('_', '-')}" for name in parameters}
+    parameters = {name for name in inspect.signature(osft).parameters if name != "kwargs"}
+    of_the_engine = {field.name for field in fields(TrainingConfig)} - {"beta1", "beta2", "eps", "weight_decay"}
+    assert options == {f"--{name.replace('_', '-')}" for name in parameters | of_the_engine}
     required = {parameter.name for parameter in command.params if parameter.required}
     assert required == {
         name
@@ -69,6 +73,20 @@ def test_train_leaves_a_model(tiny_model: Path, messages_file: Path, tmp_path: P
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
     # A log line tells how far it is.
     assert "step 2 of 2" in finished.stderr
+
+
+def test_plan_says_from_a_configuration_alone_whether_a_run_fits_a_card(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_model / "config.json", tmp_path / "config.json")
+    size = ["--unfreeze-rank-ratio", "0.25", "--max-tokens-per-gpu", "1024"]
+
+    large, small = (
+        run("plan", "--model", tmp_path / "config.json", *size, "--gpu-memory", card) for card in ("L40S", "1.001")
+    )
+
+    assert large.returncode == small.returncode == 0
+    assert "merged weights" in large.stdout
+    assert "Fits: needs 0.0 GiB on each GPU, within the card's 45.0 GiB" in " ".join(large.stdout.split())
+    assert "more than the card's 1.0 GiB" in " ".join(small.stdout.split())
 
 
 def test_a_pvc_uri_is_looked_up_in_the_workspace(messages_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a training run will need, in memory and time, before it starts."""

@@ -1,0 +1,28 @@
+"""A small model of which every part of a plan can be seen, as a configuration and as a folder with weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A folder with a configuration and no weights."""
+    folder = tmp_path / "model"
+    make_model_config().save_pretrained(folder)
+    return folder
+
+
+def make_model_config() -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=768,
+        vocab_size=2000,
+        tie_word_embeddings=False,
+        dtype=torch.bfloat16,
+    )

@@ -1,0 +1,84 @@
+"""The predicted peak against what a real run takes from PyTorch's allocator."""
+
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from osft.config import TrainingConfig
+from osft.planning.plan import BYTES_PER_GIB, plan_training
+from osft.training.loop import train
+
+VOCABULARY = 2000
+
+
+@pytest.fixture(scope="module")
+def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("measured") / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=768,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+    )
+    # Stored in bfloat16 and computed in float32: memory-mapped weights would not come from the allocator.
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def load_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The profiler sees the allocations of its own thread.
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+
+
+def measured_peak_gib(config: TrainingConfig) -> float:
+    """Train and return the largest sum of live allocations."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        train(config, Path(config.data_path))
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(num_bytes for _, num_bytes in changes)) / BYTES_PER_GIB
+
+
+def make_run(weights_folder: Path, folder: Path, ratio: float, tokens: int, sample_tokens: int) -> TrainingConfig:
+    """Return a run of one step with two full micro-batches, all of whose tokens are trained, and then another."""
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(0, VOCABULARY, sample_tokens).tolist() for _ in range(2 * tokens // sample_tokens)]
+    data = folder / "train.parquet"
+    pq.write_table(pa.table({"input_ids": rows, "labels": rows}), data)
+    return TrainingConfig(
+        model_path=str(weights_folder),
+        data_path=str(data),
+        use_processed_dataset=True,
+        unfreeze_rank_ratio=ratio,
+        effective_batch_size=len(rows),
+        max_tokens_per_gpu=tokens,
+        max_seq_len=sample_tokens,
+        learning_rate=1e-5,
+        ckpt_output_dir=str(folder / "out"),
+        save_final_checkpoint=False,
+        num_epochs=2,
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.75])
+@pytest.mark.parametrize("tokens", [16, 1024])
+def test_the_prediction_is_within_a_tenth_of_the_measured_peak(
+    weights_folder: Path, tmp_path: Path, ratio: float, tokens: int
+) -> None:
+    run = make_run(weights_folder, tmp_path, ratio, tokens, sample_tokens=min(tokens, 256))
+
+    predicted = plan_training(run, on_gpu=False).total_gib
+
+    assert predicted == pytest.approx(measured_peak_gib(run), rel=0.1)

@@ -1,0 +1,222 @@
+"""The plan of a run: what it counts, whether it fits, and what it says where it does not."""
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+from osft.config import TrainingConfig
+from osft.errors import ConfigError, MissingPathError
+from osft.planning import plan as planning
+from osft.planning.plan import (
+    BYTES_PER_GIB,
+    RESERVED_GIB,
+    config_to_plan,
+    plan_training,
+    read_gpu_memory,
+    require_memory,
+)
+from osft.planning.simulation import MERGED, MOMENTS, TRAINED, WEIGHTS
+from osft.planning.table import render_plan
+from osft.subspace.attach import attach
+from osft.subspace.decomposition import protect_leading_directions
+from osft.subspace.targets import find_targets
+
+
+def make_config(model_folder: Path, **options: object) -> TrainingConfig:
+    values = {"unfreeze_rank_ratio": 0.25, "max_tokens_per_gpu": 1024, **options}
+    return config_to_plan(str(model_folder), **values)
+
+
+def test_the_trained_values_are_those_of_the_real_engine(model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_config(planning.load_model_config(str(model_folder)), dtype=torch.float32)
+    attach(model, find_targets(model), lambda _, weight: protect_leading_directions(weight, 0.25))
+
+    plan = plan_training(make_config(model_folder), on_gpu=True)
+
+    real = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert plan.trained_values == real
+    assert plan.parts_gib[TRAINED] * BYTES_PER_GIB == 4 * real
+    assert plan.parts_gib[MOMENTS] * BYTES_PER_GIB == pytest.approx(8 * real, rel=1e-3)
+
+
+def test_a_gpu_keeps_weights_in_bfloat16_and_few_activations(model_folder: Path) -> None:
+    on_gpu = plan_training(make_config(model_folder), on_gpu=True)
+    on_cpu = plan_training(make_config(model_folder), on_gpu=False)
+
+    # The frequencies of the rotary embedding stay float32.
+    assert on_gpu.parts_gib[WEIGHTS] == pytest.approx(on_cpu.parts_gib[WEIGHTS] / 2, rel=1e-3)
+    assert on_gpu.total_gib < on_cpu.total_gib / 2
+
+
+def test_saving_memory_moves_base_weights_to_the_host_and_halves_the_moments(model_folder: Path) -> None:
+    plan = plan_training(make_config(model_folder), on_gpu=True)
+    saving = plan_training(make_config(model_folder, save_memory=True), on_gpu=True)
+
+    assert plan.host_gib == 0
+    # The host holds what the merged weights replace, and the directions that are needed once a step.
+    assert saving.host_gib > plan.parts_gib[MERGED]
+    assert saving.parts_gib[WEIGHTS] == pytest.approx(plan.parts_gib[WEIGHTS] - plan.parts_gib[MERGED], rel=1e-3)
+    assert saving.parts_gib[MOMENTS] == pytest.approx(plan.parts_gib[MOMENTS] / 2, rel=1e-3)
+
+
+def test_training_everything_keeps_float32_copies(model_folder: Path) -> None:
+    plan = plan_training(make_config(model_folder), on_gpu=True)
+    everything = plan_training(make_config(model_folder, train_other_parameters=True), on_gpu=True)
+
+    others = everything.trained_values - plan.trained_values
+    assert others >= 2 * 2000 * 256
+    assert everything.total_gib > plan.total_gib + 16 * others / BYTES_PER_GIB
+
+
+def test_attention_holds_no_matrix_of_all_pairs_of_tokens(model_folder: Path) -> None:
+    half = plan_training(make_config(model_folder, max_tokens_per_gpu=8192), on_gpu=True)
+    whole = plan_training(make_config(model_folder, max_tokens_per_gpu=16384), on_gpu=True)
+
+    assert whole.total_gib < 2.05 * half.total_gib
+
+
+def test_experts_are_planned(tmp_path: Path) -> None:
+    config = Qwen3MoeConfig(
+        hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, vocab_size=100, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+
+    plan = plan_training(make_config(tmp_path), on_gpu=True)
+
+    assert plan.trained_values > 0
+    assert plan.fits is None
+
+
+def test_a_config_file_is_as_good_as_its_folder(model_folder: Path) -> None:
+    of_folder = plan_training(make_config(model_folder), on_gpu=True)
+
+    assert plan_training(make_config(model_folder / "config.json"), on_gpu=True) == of_folder
+
+
+def test_a_plan_that_does_not_fit_names_the_first_change_that_helps(model_folder: Path) -> None:
+    config = make_config(model_folder)
+    needed = plan_training(config, on_gpu=True).total_gib
+    needed_when_saving = plan_training(replace(config, save_memory=True), on_gpu=True).total_gib
+    between = (needed + needed_when_saving) / 2
+
+    plan = plan_training(config, on_gpu=True, capacity_gib=between + RESERVED_GIB)
+
+    assert plan.fits is False
+    assert "With save_memory=True it needs" in plan.verdict
+
+
+def test_fewer_tokens_are_the_mend_where_saving_is_not_enough(model_folder: Path) -> None:
+    config = make_config(model_folder, save_memory=True, max_tokens_per_gpu=4096)
+    needed = plan_training(replace(config, max_tokens_per_gpu=2048, max_seq_len=2048), on_gpu=True).total_gib
+
+    plan = plan_training(config, on_gpu=True, capacity_gib=1.001 * needed + RESERVED_GIB)
+
+    assert "With max_tokens_per_gpu=2048, max_seq_len=2048 it needs" in plan.mend
+
+
+def test_a_plan_that_nothing_mends_says_so(model_folder: Path) -> None:
+    plan = plan_training(make_config(model_folder), on_gpu=True, capacity_gib=RESERVED_GIB)
+
+    assert "take a larger card or a smaller model. More GPUs do not help" in plan.verdict
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_numbers(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: RESERVED_GIB)
+
+    with pytest.raises(ConfigError, match=r"does not fit. Needs \d+\.\d GiB on each GPU, more than the card's 1\.0"):
+        require_memory(make_config(model_folder))
+
+
+def test_a_run_that_fits_is_not_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: 80.0)
+
+    require_memory(make_config(model_folder))
+
+
+def test_a_micro_batch_is_planned_no_larger_than_the_effective_batch(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(model_folder, max_tokens_per_gpu=64, max_seq_len=64)
+    needed = plan_training(config, on_gpu=True).total_gib
+    monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: 1.01 * needed + RESERVED_GIB)
+
+    # One row of 64 tokens a step: there is nothing that could fill more.
+    require_memory(replace(config, max_tokens_per_gpu=65536))
+
+
+def test_a_mend_never_cuts_below_a_block_of_documents(model_folder: Path) -> None:
+    config = make_config(model_folder, is_pretraining=True, block_size=1024, save_memory=True)
+
+    plan = plan_training(config, on_gpu=True, capacity_gib=RESERVED_GIB)
+
+    assert "take a larger card or a smaller model" in plan.verdict
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_the_stored_weights_and_not_the_configuration_say_the_dtype(
+    model_folder: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    model = AutoModelForCausalLM.from_config(planning.load_model_config(str(model_folder)))
+    model.to(stored).save_pretrained(tmp_path / "stored")
+    named = json.loads((tmp_path / "stored" / "config.json").read_text())
+    (tmp_path / "stored" / "config.json").write_text(json.dumps({**named, "dtype": None}))
+
+    config = planning.load_model_config(str(tmp_path / "stored"))
+
+    assert config.dtype == stored
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"), [("48", 48.0), ("45GiB", 45.0), ("48 GB", 44.7), ("l40s", 45.0), ("H100", 79.6)]
+)
+def test_a_card_is_a_name_or_a_size(text: str, gib: float) -> None:
+    assert read_gpu_memory(text) == pytest.approx(gib, abs=0.05)
+
+
+@pytest.mark.parametrize("text", ["", "0", "much", "-3"])
+def test_other_text_is_no_card(text: str) -> None:
+    with pytest.raises(ConfigError, match="is neither a size, e.g. 45 or 45GiB, nor one of"):
+        read_gpu_memory(text)
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingPathError, match=r"nowhere' is neither a folder with a config\.json"):
+        plan_training(make_config(tmp_path / "nowhere"), on_gpu=True)
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+
+    with pytest.raises(ConfigError, match="is not a causal language model"):
+        plan_training(make_config(tmp_path), on_gpu=True)
+
+
+def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+
+    with pytest.raises(ConfigError, match=r"its config\.json is of no known model"):
+        plan_training(make_config(tmp_path), on_gpu=True)
+
+
+def test_the_table_shows_every_part_the_card_and_the_time(model_folder: Path) -> None:
+    plan = plan_training(make_config(model_folder), on_gpu=True, capacity_gib=45.0, with_time=True)
+    console = Console(width=120, record=True, file=StringIO())
+
+    console.print(render_plan(plan, num_gpus=4))
+
+    text = console.export_text()
+    sentences = (
+        "Fits: needs",
+        "values are trained",
+        "The decomposition takes about",
+        "Each of the 4 GPUs takes as much",
+    )
+    for expected in (*plan.parts_gib, "the card", *sentences):
+        assert expected in text
