@@ -18,6 +18,8 @@ def osft_training(
     lr_scheduler: str,
     warmup_steps: int,
     target_patterns: list,
+    protect_inputs_of: str,
+    save_memory: bool,
     use_liger: bool,
     seed: int,
     processed: dsl.Input[dsl.Dataset],
@@ -38,7 +40,9 @@ def osft_training(
         max_seq_len: longest row in tokens.
         lr_scheduler: schedule's name in transformers.
         warmup_steps: steps of linear warm-up.
-        target_patterns: regular expressions over module names; empty: every linear of attention and MLP.
+        target_patterns: regular expressions over module names; empty: all of attention and MLP.
+        protect_inputs_of: text that is protected by what it puts into every layer; empty: the weights' directions are.
+        save_memory: keep what is needed once a step in the host's memory.
         use_liger: patch the model with Liger kernels.
         seed: seed of the order of the rows.
         processed: manifest of the tokenized rows.
@@ -47,12 +51,13 @@ def osft_training(
         loss_chart: loss over the steps.
     """
     import shutil
+    from pathlib import Path
     from typing import Any
 
     from osft import osft
     from osft.logs import configure_logging
     from osft.training.loop import TrainingResult
-    from osft.workspace import Manifest, Workspace
+    from osft.workspace import Manifest, Workspace, sha256_of_file
 
     configure_logging()
     workspace = Workspace.from_environment()
@@ -67,6 +72,8 @@ def osft_training(
         "lr_scheduler": lr_scheduler,
         "warmup_steps": warmup_steps,
         "target_patterns": target_patterns or None,
+        "protect_inputs_of": workspace.locate(protect_inputs_of) if protect_inputs_of else None,
+        "save_memory": save_memory,
         "use_liger": use_liger,
         "seed": seed,
     }
@@ -74,9 +81,17 @@ def osft_training(
     manifest = workspace.complete(
         run_id,
         "training",
-        inputs={**parameters, "processed": Manifest.load(processed.path).fingerprint},
+        inputs={
+            **parameters,
+            "processed": Manifest.load(processed.path).fingerprint,
+            "protected_text": sha256_of_file(Path(parameters["protect_inputs_of"])) if protect_inputs_of else None,
+        },
         work=lambda directory: osft(
-            **parameters, data_path=data_path, use_processed_dataset=True, ckpt_output_dir=str(directory)
+            **parameters,
+            data_path=data_path,
+            use_processed_dataset=True,
+            ckpt_output_dir=str(directory),
+            decomposition_cache=str(workspace.decompositions),
         ),
     )
     result = TrainingResult.load(workspace.resolve(manifest.path))

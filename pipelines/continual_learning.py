@@ -40,6 +40,8 @@ def continual_learning(
     train_lr_scheduler: str = "cosine",
     train_warmup_steps: int = 0,
     train_target_patterns: list = [],  # noqa: B006 kfp reads the default and never calls this with it
+    train_protect_inputs_of: str = "",
+    train_save_memory: bool = False,
     train_use_liger: bool = False,
     train_seed: int = 42,
     train_gpus_per_node: int = 1,
@@ -78,11 +80,13 @@ def continual_learning(
         train_learning_rate: Peak learning rate of AdamW.
         train_num_epochs: Passes over the data.
         train_effective_batch_size: Samples per optimizer step, over all GPUs.
-        train_max_tokens_per_gpu: Most tokens that a GPU takes at once, padding included.
+        train_max_tokens_per_gpu: Most tokens that a GPU takes at once.
         train_max_seq_len: Longest row in tokens.
         train_lr_scheduler: Name of a learning-rate schedule of transformers.
         train_warmup_steps: Steps of linear warm-up.
-        train_target_patterns: Regular expressions over module names. Empty trains every linear of attention and MLP.
+        train_target_patterns: Regular expressions over module names. Empty trains all of attention and MLP.
+        train_protect_inputs_of: Text (JSONL on the volume): protect what it puts into every layer, in place of outputs.
+        train_save_memory: Keep what is needed once a step in the host's memory, and moments in bfloat16.
         train_use_liger: Use Liger's kernels.
         train_seed: Seed of the split and of the order of the rows.
         train_gpus_per_node: GPUs of the training step.
@@ -145,6 +149,8 @@ def continual_learning(
         lr_scheduler=train_lr_scheduler,
         warmup_steps=train_warmup_steps,
         target_patterns=train_target_patterns,
+        protect_inputs_of=train_protect_inputs_of,
+        save_memory=train_save_memory,
         use_liger=train_use_liger,
         seed=train_seed,
         processed=processing.outputs["processed"],
