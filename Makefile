@@ -66,6 +66,25 @@ constraints: ## Resolve all dependencies anew and rewrite constraints.txt (Pytho
 		| grep -viE '^(nvidia|cuda|triton|wheel)' | sed 's/+.*//' | LC_ALL=C sort -f >> "$(pins)/constraints.txt"
 	mv "$(pins)/constraints.txt" constraints.txt
 
+# What is measured is chosen by options: make bench-engine BENCH_OPTIONS="--shape smoke --rounds 2 --tokens-per-row 32"
+BENCH_VENV := build/bench-venv
+BENCH_OPTIONS ?=
+
+.PHONY: bench-engine
+bench-engine: $(BENCH_VENV)/.installed ## Measure the engine beside plain fine-tuning and its peers (about half an hour)
+	@"$(BENCH_VENV)/bin/python" -m benchmarks.engine $(BENCH_OPTIONS)
+
+# The peers come into an environment of their own.
+$(BENCH_VENV)/.installed: export PYTHONWARNINGS := ignore
+$(BENCH_VENV)/.installed: benchmarks/requirements.txt pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing the engine and its peers into $(BENCH_VENV) (a few minutes)"
+	@"$(VENV_PYTHON)" -m venv --clear "$(BENCH_VENV)"
+	@"$(BENCH_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
+	@"$(BENCH_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		--constraint constraints.txt --build-constraint constraints.txt \
+		--requirement benchmarks/requirements.txt --editable .
+	@touch "$@"
+
 .PHONY: clean
 clean: ## Remove .venv, dist/, build/ and the tools' caches (workspace/ stays)
 	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
