@@ -8,7 +8,7 @@ DEMO_PARAMETERS = {
     "data_uri": str(FOLDER / "data" / "elements.jsonl"),
     "model_base": str(FOLDER / "model"),
     "train_unfreeze_rank_ratio": 0.5,
-    "train_learning_rate": 4e-3,
+    "train_learning_rate": 6e-3,
     "train_num_epochs": 20,
     "train_effective_batch_size": 16,
     "train_warmup_steps": 20,
