@@ -90,7 +90,7 @@ def bench(
         times = measure_steps(workload, variants, rounds=rounds, micro_batches=micro_batches)
         print_steps(console, each.name, times, micro_batches)
         in_tables += list_steps(origin, workload, times)
-        results += compare_steps(origin, workload, times, micro_batches)
+        results += compare_steps(origin, workload, times, [each.name for each in variants], micro_batches)
         results += measure_decompositions(origin, workload, rounds=rounds)
         # It is about the host's memory; for a GPU's shapes the whole model would be decomposed once more.
         results += [] if on_gpu else measure_saving(origin, workload)
@@ -154,18 +154,29 @@ def _check_same_loss(losses: dict[str, float], workload: Workload) -> None:
             )
 
 
-def compare_steps(origin: Origin, workload: Workload, times: StepTimes, micro_batches: int) -> list[Result]:
-    """Return our step time beside that of the others; the goals hold for steps of many micro-batches."""
+def compare_steps(
+    origin: Origin, workload: Workload, times: StepTimes, names: Sequence[str], micro_batches: int
+) -> list[Result]:
+    """Return our step time beside that of the other variants ``names``; the goals hold for steps of many micro-batches.
+
+    A variant that does not fit into the GPU's memory has no times, and its ratio no value.
+    """
     goals = {"sft": SFT_STEP_GOALS[workload.device], **STEP_GOALS}
+    others = [name for name in names if name != "osft"] if "osft" in names else []
     return [
         origin.result(
             f"step time / {name}'s, {workload.shape.name}, {amount} a step",
-            median_ratio(times["osft", amount], steps),
+            _ratio_if_both(times.get(("osft", amount)), times.get((name, amount))),
             goals.get(name) if amount == micro_batches else None,
         )
-        for (name, amount), steps in times.items()
-        if name != "osft" and ("osft", amount) in times
+        for amount in dict.fromkeys((1, micro_batches))
+        for name in others
+        if amount == 1 or name in LONG_STEP_VARIANTS
     ]
+
+
+def _ratio_if_both(own: list[StepTime] | None, other: list[StepTime] | None) -> float | None:
+    return median_ratio(own, other) if own and other else None
 
 
 def list_steps(origin: Origin, workload: Workload, times: StepTimes) -> list[Result]:
