@@ -2,6 +2,9 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -21,3 +24,20 @@ def ensure_logging() -> None:
     """Set logging up unless the caller has: a call from a notebook shows its progress too."""
     if not logging.getLogger("osft").handlers and not logging.getLogger().handlers:
         configure_logging()
+
+
+@contextmanager
+def logged_above_bar(terminal: TextIO) -> Iterator[None]:
+    """Send the log lines for ``terminal`` through the standard error that rich put in its place: it moves the bar."""
+    handlers = [
+        handler
+        for handler in logging.getLogger("osft").handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is terminal
+    ]
+    for handler in handlers:
+        handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(terminal)

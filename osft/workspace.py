@@ -201,6 +201,16 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def datasets(self) -> Path:
+        """Where downloaded rows are kept from run to run."""
+        return self.root / "cache" / "datasets"
+
+    @property
+    def processed(self) -> Path:
+        """Where tokenized rows are kept from run to run."""
+        return self.root / "cache" / "processed"
+
+    @property
     def decompositions(self) -> Path:
         """Where decompositions of weights are kept from run to run."""
         return self.root / "cache" / "subspaces"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
 
 import orjson
 import torch
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from osft.errors import TrainingError
+from osft.logs import logged_above_bar
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def show_progress(total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
         TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
     )  # fmt: skip
     terminal = sys.stderr
-    with Progress(*columns, console=Console(file=terminal)) as progress, _logged_above_bar(terminal):
+    with Progress(*columns, console=Console(file=terminal)) as progress, logged_above_bar(terminal):
         task = progress.add_task("", total=total_steps)
 
         def show(metrics: StepMetrics) -> None:
@@ -119,23 +119,6 @@ def show_progress(total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
             progress.update(task, completed=metrics.step, description=description)
 
         yield show
-
-
-@contextmanager
-def _logged_above_bar(terminal: TextIO) -> Iterator[None]:
-    """Send the log lines for ``terminal`` through the standard error that rich put in its place: it moves the bar."""
-    handlers = [
-        handler
-        for handler in logging.getLogger("osft").handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream is terminal
-    ]
-    for handler in handlers:
-        handler.setStream(sys.stderr)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.setStream(terminal)
 
 
 class ProgressLog:
