@@ -7,7 +7,7 @@ from components.images import PIPELINE_IMAGE
 
 @dsl.component(base_image=PIPELINE_IMAGE, install_kfp_package=False)
 def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> None:
-    """Fetch the dataset and write it as JSON lines to ``runs/<run_id>/raw``.
+    """Fetch the dataset and write it as JSON lines to ``runs/<run_id>/raw``; unchanged, it is not fetched again.
 
     Args:
         run_id: id of the pipeline run.
@@ -16,8 +16,9 @@ def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> No
     """
     import hashlib
 
-    from osft.data.sources import download_dataset
-    from osft.data.web import public_uri
+    from osft.data.download.download import download_into_run
+    from osft.data.download.web import public_uri
+    from osft.data.files import SOURCE_NAME
     from osft.logs import configure_logging
     from osft.workspace import Workspace, read_json
 
@@ -28,8 +29,8 @@ def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> No
         "raw",
         # A presigned link is a secret: what is stored tells two links apart, and no more.
         inputs={"uri": public_uri(uri), "uri_sha256": hashlib.sha256(uri.encode()).hexdigest()},
-        work=lambda directory: download_dataset(uri, directory, workspace=workspace),
+        work=lambda directory: download_into_run(uri, directory, workspace),
     )
-    source = read_json(workspace.resolve(manifest.path) / "source.json")
+    source = read_json(workspace.resolve(manifest.path) / SOURCE_NAME)
     rows.metadata.update(path=manifest.path, uri=source["uri"], rows=source["rows"], sha256=source["sha256"])
     manifest.save(rows.path)

@@ -1,0 +1,1 @@
+"""A data set's address to rows in one JSON Lines file."""
