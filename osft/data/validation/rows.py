@@ -1,6 +1,6 @@
-"""What one row must hold, for each data format, and the findings when it does not.
+"""What one row must hold, for each format, and the problems when it does not.
 
-A finding's code is stable: scripts may match it. Its message is for people and never repeats the row's text beyond
+A problem's code is stable: scripts may match it. Its message is for people and never repeats the row's text beyond
 a short name, because messages end up in logs.
 """
 
@@ -11,46 +11,59 @@ from typing import Any, Literal, get_args
 
 import orjson
 
+from osft.data.validation.findings import RowProblem, cut, quote
+from osft.data.validation.json_lines import explain_unparsable, json_type
 from osft.errors import ConfigError
 
 DataFormat = Literal["messages", "processed", "documents"]
 ROLES = ("system", "user", "assistant", "pretraining")
 MESSAGE_KEYS = frozenset({"role", "content", "reasoning_content"})
+ROW_KEYS = frozenset({"messages", "unmask"})
+PROCESSED_KEYS = frozenset({"input_ids", "labels"})
+# In the report's lengths of texts, beside the roles.
+DOCUMENT = "document"
 IGNORED_LABEL = -100
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Token ids are stored in 32 bits.
 MAX_TOKEN_ID = 2**31 - 1
-# A hostile row must not fill a log line.
-MAX_NAME_CHARACTERS = 40
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One thing that is wrong with one row."""
-
-    line: int
-    """Line of the file, from 1."""
-
-    code: str
-    """Stable name of the problem, such as ``role-unknown``."""
-
-    path: str
-    """Where in the row, such as ``messages[2].content``; empty for the row as a whole."""
-
-    message: str
-    """A sentence that says what is wrong and what would be right."""
+# At a usual hundred tokens a turn this fills a context of 128k tokens, and the template is rendered once a turn, so
+# that the time grows with the square of their number. More of them are rows that were joined by mistake.
+MAX_TURNS = 1_000
 
 
 @dataclass(slots=True)
 class RowFacts:
-    """What the report counts of one row, filled while the row is checked."""
+    """What the report counts, of one row or of many; filled while rows are checked."""
 
-    roles: list[str] = field(default_factory=list)
+    texts: list[tuple[str, int]] = field(default_factory=list)
+    """Of each message its role, of a document :data:`DOCUMENT`, and the power of two that bounds its characters."""
+
+    turns: list[int] = field(default_factory=list)
+    """Of each conversation its number of messages."""
+
     extra_keys: list[str] = field(default_factory=list)
+    """Keys outside the schema, ``messages[].name`` for those of messages."""
+
+    def add_text(self, kind: str, text: Any) -> None:
+        """Count one text; what is no text is a problem, and no fact."""
+        if isinstance(text, str):
+            self.texts.append((kind, length_class(len(text))))
+
+    def mark(self) -> tuple[int, int, int]:
+        """Return where the facts end now, for :meth:`forget`."""
+        return len(self.texts), len(self.turns), len(self.extra_keys)
+
+    def forget(self, mark: tuple[int, int, int]) -> None:
+        """Take back what was added since ``mark``."""
+        texts, turns, extra_keys = mark
+        del self.texts[texts:], self.turns[turns:], self.extra_keys[extra_keys:]
+
+    def extend(self, other: "RowFacts") -> None:
+        """Add the facts of ``other`` to these."""
+        self.texts += other.texts
+        self.turns += other.turns
+        self.extra_keys += other.extra_keys
 
 
-RowProblem = tuple[str, str, str]
-"""Code, path, message."""
 RowChecker = Callable[[dict[str, Any], RowFacts], Iterator[RowProblem]]
 
 
@@ -71,14 +84,19 @@ def row_checker(data_format: str, document_column: str, *, unmask_messages: bool
     raise ConfigError(f"data_format is '{data_format}'; allowed are {', '.join(get_args(DataFormat))}.")
 
 
+def length_class(length: int) -> int:
+    """Return ``n`` for a length above ``2**(n-1)`` and up to ``2**n``."""
+    return max(length - 1, 0).bit_length()
+
+
 def parse_row(raw: bytes) -> dict[str, Any] | RowProblem:
     """Parse one line as a JSON object; a line that is none gives the problem instead."""
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        return _explain_unparsable(raw, error)
+        return explain_unparsable(raw, error)
     if not isinstance(row, dict):
-        return "not-an-object", "", f"The row is {_json_type(row)}, not an object in braces."
+        return "not-an-object", "", f"The row is {json_type(row)}, not an object in braces."
     return row
 
 
@@ -90,28 +108,34 @@ def describe_problem(problem: RowProblem | None) -> str:
 
 def check_messages_row(row: dict[str, Any], facts: RowFacts, *, unmask_messages: bool = False) -> Iterator[RowProblem]:
     """Yield every problem of a row in the messages format."""
-    facts.extra_keys.extend(key for key in row if key not in ("messages", "unmask"))
-    unmask = row.get("unmask", False)
-    if not isinstance(unmask, bool):
-        yield "unmask-not-boolean", "unmask", f"unmask is {_json_type(unmask)}; it must be true or false."
+    facts.extra_keys.extend(cut(key) for key in row if key not in ROW_KEYS)
+    # Tables give every row every column, so null means that there is none.
+    unmask = row.get("unmask")
+    if not isinstance(unmask, bool | None):
+        yield "unmask-not-boolean", "unmask", f"unmask is {json_type(unmask)}; it must be true or false."
     if "messages" not in row:
         yield "messages-missing", "messages", "The row has no 'messages'."
         return
     messages = row["messages"]
     if not isinstance(messages, list):
-        yield "messages-not-a-list", "messages", f"messages is {_json_type(messages)}; it must be a list."
+        yield "messages-not-a-list", "messages", f"messages is {json_type(messages)}; it must be a list."
         return
     if not messages:
         yield "messages-empty", "messages", "The conversation has no message."
         return
+    if len(messages) > MAX_TURNS:
+        yield "too-many-turns", "messages", f"There are {len(messages)} messages; at most {MAX_TURNS} are rendered."
+        return
+    facts.turns.append(len(messages))
+    roles = [_known_role(message) for message in messages]
     for index, message in enumerate(messages):
         yield from _check_message(message, index, facts)
-    yield from _check_conversation(facts.roles, unmask=unmask_messages or unmask is True)
+    yield from _check_conversation(roles, unmask=unmask_messages or unmask is True)
 
 
 def check_processed_row(row: dict[str, Any], facts: RowFacts) -> Iterator[RowProblem]:
     """Yield every problem of a row that holds ``input_ids`` and ``labels``."""
-    facts.extra_keys.extend(key for key in row if key not in ("input_ids", "labels"))
+    facts.extra_keys.extend(cut(key) for key in row if key not in PROCESSED_KEYS)
     problems = [*_check_integers(row, "input_ids", lowest=0), *_check_integers(row, "labels", lowest=IGNORED_LABEL)]
     yield from problems
     if problems:
@@ -130,35 +154,23 @@ def check_processed_row(row: dict[str, Any], facts: RowFacts) -> Iterator[RowPro
 
 def check_document_row(row: dict[str, Any], facts: RowFacts, column: str) -> Iterator[RowProblem]:
     """Yield every problem of a row whose ``column`` holds a document's text."""
-    facts.extra_keys.extend(key for key in row if key != column)
+    facts.extra_keys.extend(cut(key) for key in row if key != column)
     if column not in row:
         yield "document-missing", column, f"The row has no column '{column}'."
         return
     yield from _check_text(row[column], column, "document")
-
-
-def _explain_unparsable(raw: bytes, error: orjson.JSONDecodeError) -> RowProblem:
-    """Say why ``raw`` is not JSON, the encoding first."""
-    if raw.startswith(BYTE_ORDER_MARK):
-        return "byte-order-mark", "", "The line starts with a byte order mark. Save the file as UTF-8 without one."
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as decode_error:
-        return "not-utf8", "", f"Byte {decode_error.start + 1} of the line is not UTF-8."
-    return "not-json", "", f"The line is not JSON: {error.msg} (column {error.colno})."
+    facts.add_text(DOCUMENT, row[column])
 
 
 def _check_message(message: Any, index: int, facts: RowFacts) -> Iterator[RowProblem]:
-    """Yield the problems of one message by itself; its role goes to ``facts``."""
+    """Yield the problems of one message by itself."""
     path = f"messages[{index}]"
     if not isinstance(message, dict):
-        facts.roles.append("")
-        yield "message-not-an-object", path, f"The message is {_json_type(message)}, not an object in braces."
+        yield "message-not-an-object", path, f"The message is {json_type(message)}, not an object in braces."
         return
-    facts.extra_keys.extend(f"messages[].{key}" for key in message if key not in MESSAGE_KEYS)
+    facts.extra_keys.extend(f"messages[].{cut(key)}" for key in message if key not in MESSAGE_KEYS)
     role = message.get("role")
-    known = role if isinstance(role, str) and role in ROLES else ""
-    facts.roles.append(known)
+    known = _known_role(message)
     if "role" not in message:
         yield "role-missing", f"{path}.role", "The message has no role."
     elif not known:
@@ -167,7 +179,14 @@ def _check_message(message: Any, index: int, facts: RowFacts) -> Iterator[RowPro
         yield "content-missing", f"{path}.content", "The message has no content."
     else:
         yield from _check_text(message["content"], f"{path}.content", "content")
+        facts.add_text(known, message["content"])
     yield from _check_reasoning(message, role, f"{path}.reasoning_content")
+
+
+def _known_role(message: Any) -> str:
+    """Return the role of a message if it has one that is allowed, else an empty text."""
+    role = message.get("role") if isinstance(message, dict) else None
+    return role if isinstance(role, str) and role in ROLES else ""
 
 
 def _check_reasoning(message: dict[str, Any], role: Any, path: str) -> Iterator[RowProblem]:
@@ -176,7 +195,7 @@ def _check_reasoning(message: dict[str, Any], role: Any, path: str) -> Iterator[
     if reasoning is None:
         return
     if not isinstance(reasoning, str):
-        yield "reasoning-not-text", path, f"reasoning_content is {_json_type(reasoning)}; it must be text."
+        yield "reasoning-not-text", path, f"reasoning_content is {json_type(reasoning)}; it must be text."
     elif "\0" in reasoning:
         yield "reasoning-has-nul", path, "reasoning_content holds the character U+0000."
     if role != "assistant":
@@ -203,7 +222,7 @@ def _check_conversation(roles: list[str], *, unmask: bool) -> Iterator[RowProble
 def _check_text(value: Any, path: str, what: str) -> Iterator[RowProblem]:
     """Yield what keeps ``value`` from being text that can be trained on."""
     if not isinstance(value, str):
-        yield f"{what}-not-text", path, f"The {what} is {_json_type(value)}; it must be text."
+        yield f"{what}-not-text", path, f"The {what} is {json_type(value)}; it must be text."
     elif not value or value.isspace():
         yield f"{what}-empty", path, f"The {what} is empty."
     elif "\0" in value:
@@ -218,7 +237,7 @@ def _check_integers(row: dict[str, Any], column: str, *, lowest: int) -> Iterato
         return
     values = row[column]
     if not isinstance(values, list):
-        yield f"{name}-not-a-list", column, f"{column} is {_json_type(values)}; it must be a list of whole numbers."
+        yield f"{name}-not-a-list", column, f"{column} is {json_type(values)}; it must be a list of whole numbers."
         return
     if not values:
         yield f"{name}-empty", column, f"{column} is an empty list."
@@ -234,16 +253,8 @@ def _check_integers(row: dict[str, Any], column: str, *, lowest: int) -> Iterato
             return
 
 
-def _json_type(value: Any) -> str:
-    """Name the JSON type of a parsed value, with its article."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
-
-
 def _short(value: Any) -> str:
     """Quote ``value``, cut so that it cannot fill a line."""
     if not isinstance(value, str):
-        return _json_type(value) if isinstance(value, list | dict | None) else repr(value)
-    return repr(value if len(value) <= MAX_NAME_CHARACTERS else value[:MAX_NAME_CHARACTERS] + "...")
+        return json_type(value) if isinstance(value, list | dict | None) else repr(value)
+    return quote(value)

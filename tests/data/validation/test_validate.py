@@ -1,17 +1,16 @@
-import base64
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from osft.data import messages
-from osft.data.messages import validate_dataset
+from osft.data.validation import report as validation_report
+from osft.data.validation import validate as messages
+from osft.data.validation.validate import validate_dataset
 from osft.errors import ConfigError, DataError, MissingPathError
 
 USER = {"role": "user", "content": "What is iron?"}
@@ -22,7 +21,7 @@ def findings_of(source: Path, output: Path, **options: Any) -> list[tuple[int, s
     """Validate, whatever comes of it, and return line, code and path of each finding."""
     with suppress(DataError):
         validate_dataset(source, output, **options)
-    report = orjson.loads((output / "report.json").read_bytes())
+    report = orjson.loads((output / "validation.json").read_bytes())
     assert report["rows_in"] == report["rows_valid"] + report["rows_quarantined"]
     return [(item["line"], item["code"], item["path"]) for item in report["findings"]]
 
@@ -39,6 +38,7 @@ def test_valid_rows_are_copied_byte_for_byte(tmp_path: Path, write_rows: Callabl
     assert report.roles == {"user": 2, "assistant": 2}
     assert report.turns == {"2": 2}
     assert report.extra_keys == {"id": 1}
+    assert (report.output_format, report.shapes, report.accepted) == ("messages", {"messages": 2}, True)
 
 
 def test_the_source_may_be_a_folder_that_holds_rows(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
@@ -64,6 +64,7 @@ def test_the_source_may_be_a_folder_that_holds_rows(tmp_path: Path, write_rows: 
         ({"messages": [{"role": "user", "content": ["x"]}, ASSISTANT]}, "content-not-text", "messages[0].content"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "content-empty", "messages[1].content"),
         ({"messages": [USER, {"role": "assistant", "content": "a\0"}]}, "content-has-nul", "messages[1].content"),
+        ({"messages": [USER, ASSISTANT] * 501}, "too-many-turns", "messages"),
         ({"messages": [USER]}, "no-assistant-turn", "messages"),
         ({"messages": [{"role": "system", "content": "x"}], "unmask": True}, "no-assistant-turn", "messages"),
         ({"messages": [USER, {"role": "system", "content": "x"}, ASSISTANT]}, "system-not-first", "messages[1].role"),
@@ -101,6 +102,7 @@ def test_a_row_outside_the_schema_gives_a_finding(
     [
         {"messages": [{"role": "pretraining", "content": "A whole text."}]},
         {"messages": [USER], "unmask": True},
+        {"messages": [USER, ASSISTANT], "unmask": None},
         {"messages": [{"role": "system", "content": "Be brief."}, USER, ASSISTANT, USER]},
         {"messages": [USER, {**ASSISTANT, "reasoning_content": "Ferrum."}]},
         {"messages": [USER, {**ASSISTANT, "reasoning_content": None}]},
@@ -122,36 +124,6 @@ def test_every_problem_of_a_row_is_found(tmp_path: Path, write_rows: Callable[..
         "unmask-not-boolean", "role-unknown", "content-empty", "content-not-text", "system-not-first",
         "no-assistant-turn",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("raw", "code"),
-    [
-        (b"{", "not-json"),
-        (b"NaN", "not-json"),
-        (b'{"messages": 1e999}', "not-json"),
-        (b'{"a": "\\ud800"}', "not-json"),
-        (b'{"a": "\x00"}', "not-json"),
-        (b"\x00", "not-json"),
-        (b"[" * 10_000 + b"]" * 10_000, "not-json"),
-        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "not-json"),
-        (b'{"a": "\xff"}', "not-utf8"),
-        (b"\xef\xbb\xbf{}", "byte-order-mark"),
-        (b"[]", "not-an-object"),
-        (b"null", "not-an-object"),
-    ],
-)
-def test_a_hostile_line_is_quarantined_without_loss(
-    tmp_path: Path, write_rows: Callable[..., Path], raw: bytes, code: str
-) -> None:
-    source = write_rows({"messages": [USER, ASSISTANT]}, raw)
-
-    findings = findings_of(source, tmp_path / "out")
-
-    entry = orjson.loads((tmp_path / "out/quarantine.jsonl").read_bytes())
-    kept = base64.b64decode(entry["raw_base64"]) if "raw_base64" in entry else entry["raw"].encode()
-    assert findings == [(2, code, "")]
-    assert kept == raw
 
 
 def test_blank_lines_are_counted_and_keep_their_number(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
@@ -176,7 +148,7 @@ def test_a_last_line_without_newline_is_a_row(tmp_path: Path) -> None:
 def test_fail_names_the_count_and_the_first_rows(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
     source = write_rows({"messages": [USER, ASSISTANT]}, *["{"] * 5)
 
-    with pytest.raises(DataError, match=r"5 of 6 rows .*\(line 2, row: .*\[not-json\]; .*and 2 more\)") as caught:
+    with pytest.raises(DataError, match=r"5 of 6 rows .*\(line 2, row: .*\[truncated-line\]; .*and 2 more\)") as caught:
         validate_dataset(source, tmp_path / "out")
 
     assert "\n" not in str(caught.value)
@@ -220,7 +192,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"on_invalid": "skip"}, "on_invalid is 'skip'; allowed are fail, drop"),
         ({"max_invalid_fraction": 1.5}, r"max_invalid_fraction is 1\.5; allowed is a number from 0 to 1"),
         ({"max_invalid_fraction": float("nan")}, "max_invalid_fraction is nan"),
-        ({"data_format": "alpaca"}, "data_format is 'alpaca'; allowed are messages, processed, documents"),
+        (
+            {"data_format": "csv"},
+            "data_format is 'csv'; allowed are auto, messages, sharegpt, .*, documents, processed",
+        ),
     ],
 )
 def test_a_bad_parameter_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -269,55 +244,16 @@ def test_a_document_is_checked_in_its_column(
 def test_the_report_caps_its_lists_but_counts_all(
     tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "MAX_REPORTED_FINDINGS", 3)
-    monkeypatch.setattr(messages, "MAX_EXTRA_KEYS", 2)
+    monkeypatch.setattr(validation_report, "MAX_REPORTED_FINDINGS", 3)
+    monkeypatch.setattr(validation_report, "MAX_EXTRA_KEYS", 2)
     good = [{"messages": [USER, ASSISTANT], f"key{index}": 1} for index in range(10)]
     source = write_rows(*good, *["{"] * 10)
 
     report = validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.5)
 
-    assert (len(report.findings), report.findings_total, report.counts_by_code) == (3, 10, {"not-json": 10})
+    assert (len(report.findings), report.findings_total, report.counts_by_code) == (3, 10, {"truncated-line": 10})
     assert report.extra_keys == {"(other keys)": 8, "key0": 1, "key1": 1}
     assert len((tmp_path / "out/quarantine.jsonl").read_bytes().splitlines()) == 10
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
-)
-NEAR_MESSAGES = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.sampled_from(["system", "user", "assistant", "pretraining", "tool"]) | JSON_VALUES,
-        "content": st.text(max_size=5) | JSON_VALUES,
-        "reasoning_content": JSON_VALUES,
-    },
-)
-NEAR_ROWS = st.fixed_dictionaries(
-    {"messages": st.lists(NEAR_MESSAGES | JSON_VALUES, max_size=4)}, optional={"unmask": JSON_VALUES}
-)
-LINES = st.binary(max_size=40) | NEAR_ROWS.map(lambda row: json.dumps(row).encode())
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    lines=st.lists(LINES, max_size=5),
-    newline=st.sampled_from([b"\n", b"\r\n"]),
-    data_format=st.sampled_from(["messages", "processed", "documents"]),
-)
-def test_no_input_crashes_or_loses_a_row(tmp_path: Path, lines: list[bytes], newline: bytes, data_format: str) -> None:
-    source = tmp_path / "fuzz.jsonl"
-    source.write_bytes(newline.join(lines))
-
-    findings = findings_of(source, tmp_path / "out", data_format=data_format, on_invalid="drop")
-
-    rows_in = [line for line in source.read_bytes().split(b"\n") if line.strip()]
-    valid = (tmp_path / "out/valid.jsonl").read_bytes().splitlines(keepends=True)
-    quarantined = [orjson.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_bytes().split(b"\n")[:-1]]
-    kept = [base64.b64decode(e["raw_base64"]) if "raw_base64" in e else e["raw"].encode() for e in quarantined]
-    assert sorted(rows_in) == sorted([*(b"".join(valid).split(b"\n")[:-1]), *kept])
-    assert {entry["line"] for entry in quarantined} == {line for line, _, _ in findings}
 
 
 def test_an_output_that_would_overwrite_the_source_is_refused(tmp_path: Path) -> None:
@@ -328,6 +264,101 @@ def test_an_output_that_would_overwrite_the_source_is_refused(tmp_path: Path) ->
         validate_dataset(source, tmp_path)
 
     assert source.read_text() == '{"messages": []}\n'
+
+
+def test_a_finding_tells_the_byte_at_which_its_line_starts(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows({"messages": [{"role": "user", "content": "é"}, ASSISTANT]}, "", "{}")
+
+    report = validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.5)
+
+    finding = report.findings[0]
+    assert (finding.file, finding.line, finding.origin) == (source.name, 3, None)
+    assert source.read_bytes()[finding.offset :] == b"{}\n"
+
+
+def test_a_finding_names_the_file_that_its_row_came_from(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    row = {"messages": [USER, ASSISTANT]}
+    write_rows(row, row, "{}", row, name="rows.jsonl")
+    files = [
+        {"name": "a.jsonl", "first_line": 1, "lines": 2},
+        {"name": "empty.jsonl", "first_line": 3, "lines": 0},
+        {"name": "b.jsonl.gz", "first_line": 3, "lines": 2},
+    ]
+    (tmp_path / "source.json").write_text(json.dumps({"uri": "x", "files": files}))
+
+    report = validate_dataset(tmp_path, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.5)
+
+    quarantined = orjson.loads((tmp_path / "out/quarantine.jsonl").read_bytes())
+    assert report.findings[0].origin == quarantined["origin"] == "b.jsonl.gz, line 1"
+    assert [warning.origin for warning in report.warnings] == ["a.jsonl, line 2", "b.jsonl.gz, line 2"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": [{"lines": 3}]}'])
+def test_a_damaged_source_json_is_named(tmp_path: Path, write_rows: Callable[..., Path], text: str) -> None:
+    write_rows({"messages": [USER, ASSISTANT]}, name="rows.jsonl")
+    (tmp_path / "source.json").write_text(text)
+
+    with pytest.raises(DataError, match=r"source\.json: this is no source\.json of a download"):
+        validate_dataset(tmp_path, tmp_path / "out")
+
+
+def test_equal_rows_stay_and_are_warned_of(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    row = json.dumps({"messages": [USER, ASSISTANT]})
+    source = write_rows(row, {"messages": [USER, ASSISTANT], "id": 2}, row + " ", row)
+
+    report = validate_dataset(source, tmp_path / "out")
+
+    found = [(item.line, item.code, item.message.split(";")[0]) for item in report.warnings]
+    text = "The row equals that of line 1"
+    assert found == [(3, "duplicate-row", text), (4, "duplicate-row", text)]
+    assert (report.rows_duplicated, report.counts_by_warning) == (2, {"duplicate-row": 2})
+    assert report.rows_valid == 4
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "quarantine.jsonl", "valid.jsonl", "validation.json",
+    ]  # fmt: skip
+
+
+def test_lengths_are_counted_below_powers_of_two(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    texts = ["1234", "12345", "12345678", "123456789"]
+    rows = [{"messages": [{"role": "user", "content": text}, ASSISTANT], "id": text} for text in texts]
+
+    report = validate_dataset(write_rows(*rows), tmp_path / "out")
+
+    assert report.content_characters == {"assistant": {"4": 4}, "user": {"4": 1, "8": 2, "16": 1}}
+    assert report.row_bytes == {"128": 4}
+
+
+def test_the_report_is_saved_as_it_is_returned(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]}, {"messages": [USER, ASSISTANT]}, "{")
+
+    report = validate_dataset(source, tmp_path / "out", on_invalid="drop", max_invalid_fraction=0.4)
+
+    assert orjson.loads((tmp_path / "out/validation.json").read_bytes()) == json.loads(json.dumps(asdict(report)))
+
+
+def test_a_refused_file_says_so_in_its_report(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="1 of 1 rows"):
+        validate_dataset(write_rows("{"), tmp_path / "out")
+
+    assert orjson.loads((tmp_path / "out/validation.json").read_bytes())["accepted"] is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data_format", ["messages", "auto"])
+def test_several_processes_give_the_files_that_one_gives(
+    tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, data_format: str
+) -> None:
+    rows = [{"messages": [USER, {"role": "assistant", "content": f"{index % 90}."}]} for index in range(100)]
+    source = write_rows(*rows, "{", *rows)
+    validate_dataset(source, tmp_path / "one", data_format=data_format, on_invalid="drop", max_invalid_fraction=0.5)
+    monkeypatch.setattr(messages, "CHUNK_BYTES", 2_000)
+    monkeypatch.setattr(messages, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(messages, "count_processes", lambda: 2)
+
+    validate_dataset(source, tmp_path / "two", data_format=data_format, on_invalid="drop", max_invalid_fraction=0.5)
+
+    for name in ("valid.jsonl", "quarantine.jsonl", "validation.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_a_row_without_an_assistant_turn_is_valid_when_all_messages_are_trained(tmp_path: Path) -> None:
