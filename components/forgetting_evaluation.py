@@ -65,7 +65,7 @@ def forgetting_evaluation(
     configure_logging()
     workspace = Workspace.from_environment()
     processed_directory = workspace.directory_of(processed.path)
-    has_holdout = read_json(processed_directory / "report.json")["rows_holdout"] > 0
+    has_holdout = read_json(processed_directory / "processing.json")["rows_holdout"] > 0
     config = EvaluationConfig(
         base=workspace.locate(model),
         tuned=str(workspace.directory_of(tuned.path) / "final"),

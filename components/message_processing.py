@@ -20,13 +20,14 @@ def message_processing(
     valid: dsl.Input[dsl.Dataset],
     processed: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
 ) -> None:
     """Tokenize the valid rows and write ``train.parquet`` and ``holdout.parquet`` to ``runs/<run_id>/processed``.
 
     Args:
         run_id: id of the pipeline run.
         model: model whose tokenizer and chat template are used.
-        data_format: ``messages``, ``processed`` or ``documents``.
+        data_format: what validation was asked for.
         max_seq_len: longest row in tokens.
         unmask_messages: train on everything but system messages.
         holdout_fraction: share of the rows kept for the evaluation, 0 to 1.
@@ -37,14 +38,21 @@ def message_processing(
         valid: manifest of the valid rows.
         processed: manifest of the tokenized rows.
         metrics: rows and tokens of both parts, rows dropped.
+        report: lengths, and what was dropped, cut or left out.
     """
-    from osft.data.processing import ProcessingConfig, process_dataset
+    import shutil
+
+    from osft.content_cache import ContentCache
+    from osft.data.files import PROCESSING_PAGE_NAME, PROCESSING_REPORT_NAME, VALID_NAME
+    from osft.data.processing.page import write_processing_page
+    from osft.data.processing.process import process_dataset
+    from osft.data.processing.report import ProcessingConfig
     from osft.logs import configure_logging
     from osft.workspace import Manifest, Workspace, as_json, read_json
 
     configure_logging()
     workspace = Workspace.from_environment()
-    source = workspace.directory_of(valid.path) / "valid.jsonl"
+    source = workspace.directory_of(valid.path) / VALID_NAME
     config = ProcessingConfig(
         model=workspace.locate(model),
         data_format=data_format,
@@ -52,7 +60,7 @@ def message_processing(
         unmask_messages=unmask_messages,
         holdout_fraction=holdout_fraction,
         on_too_long=on_too_long,
-        block_size=block_size if data_format == "documents" else None,
+        block_size=block_size,
         document_column=document_column,
         seed=seed,
     )
@@ -60,11 +68,16 @@ def message_processing(
         run_id,
         "processed",
         inputs={**as_json(config), "valid": Manifest.load(valid.path).fingerprint},
-        work=lambda directory: process_dataset(source, directory, config),
+        work=lambda directory: write_processing_page(
+            process_dataset(source, directory, config, cache=ContentCache(workspace.processed)),
+            directory / PROCESSING_PAGE_NAME,
+        ),
     )
-    report = read_json(workspace.resolve(manifest.path) / "report.json")
+    finished = workspace.resolve(manifest.path)
+    counts = read_json(finished / PROCESSING_REPORT_NAME)
     for name in ("rows_train", "rows_holdout", "rows_dropped_too_long", "rows_truncated"):
-        metrics.log_metric(name, report[name])
-    metrics.log_metric("train_tokens", report["train"]["tokens"])
-    processed.metadata.update(path=manifest.path, rows=report["rows_train"])
+        metrics.log_metric(name, counts[name])
+    metrics.log_metric("train_tokens", counts["train"]["tokens"])
+    processed.metadata.update(path=manifest.path, rows=counts["rows_train"])
+    shutil.copyfile(finished / PROCESSING_PAGE_NAME, report.path)
     manifest.save(processed.path)

@@ -1,4 +1,4 @@
-"""Tokenizers of one byte-level vocabulary with the turn formats of several model families, and row helpers."""
+"""Small tokenizers of several kinds with the turn formats of several model families, and row helpers."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 TEXTS = [
@@ -90,7 +90,30 @@ NO_SYSTEM = (
     "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# The template itself marks what the model writes.
+GENERATION = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|im_end|>{% endgeneration %}{{ '\n' }}{% else %}{{ m.content }}<|im_end|>{{ '\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GENERATION_WITHOUT_CLOSING = GENERATION.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+# Looks into the contents: what comes before an answer depends on the question.
+ECHO = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and '?' not in messages[loop.index0 - 1].content %}No question. {% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Closes the last turn in another way than those before.
+CLOSED_LAST = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if loop.last %}<|im_end|>{% else %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TEMPLATES = {
+    "CLOSED_LAST": CLOSED_LAST,
+    "GENERATION": GENERATION,
+    "GENERATION_WITHOUT_CLOSING": GENERATION_WITHOUT_CLOSING,
+    "ECHO": ECHO,
     "CHATML": CHATML,
     "CHATML_DEFAULT_SYSTEM": CHATML_DEFAULT_SYSTEM,
     "QWEN3": QWEN3,
@@ -112,30 +135,90 @@ SPECIAL_TOKENS = [
 ]  # fmt: skip
 
 
-def make_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of some hundred tokens and give it ``chat_template``."""
+def byte_level(vocab_size: int, *, trim_offsets: bool = False) -> Tokenizer:
+    """Train the kind of GPT-2, Qwen and Llama 3; those of Llama 3 and GPT-2 leave spaces out of their offsets."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=SPECIAL_TOKENS
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=SPECIAL_TOKENS,
+        show_progress=False,
     )
     core.train_from_iterator(TEXTS, trainer)
+    return core
+
+
+def byte_fallback() -> Tokenizer:
+    """Make the kind of Llama 2 and Gemma: BPE over words with a mark for the space before, bytes for what is rare."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    words.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    trained = orjson.loads(words.to_str())["model"]
+    pieces = ["<unk>", *SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256)), *trained["vocab"]]
+    core = Tokenizer(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(pieces)},
+            merges=[tuple(pair) for pair in trained["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.add_special_tokens(["<unk>", *SPECIAL_TOKENS])
+    return core
+
+
+def unigram() -> Tokenizer:
+    """Make the kind of T5: a Unigram model, which finds pieces such as ``</s>`` in a text by itself."""
+    words = Tokenizer(models.Unigram())
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    words.train_from_iterator(TEXTS, trainers.UnigramTrainer(vocab_size=100, show_progress=False))
+    trained = orjson.loads(words.to_str())["model"]["vocab"]
+    rare = ["<unk>", *SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocab = [*((piece, 0.0) for piece in rare), *map(tuple, trained)]
+    core = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+    core.add_special_tokens(["<unk>", *SPECIAL_TOKENS])
+    return core
+
+
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "byte-level": lambda: byte_level(400),
+    "bytes": lambda: byte_level(0),
+    "trimmed offsets": lambda: byte_level(400, trim_offsets=True),
+    "byte fallback": byte_fallback,
+    "unigram": unigram,
+}
+
+
+def make_tokenizer(chat_template: str | None, kind: str = "byte-level") -> PreTrainedTokenizerFast:
+    """Make a tokenizer of some hundred tokens and give it ``chat_template``."""
+    core = KINDS[kind]()
+    # Tokens, but no control tokens: reasoning models add such.
+    core.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END)
     tokenizer.chat_template = chat_template
     return tokenizer
 
 
 @pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], str]:
-    """Save a tokenizer with the chat template of the given name and return its folder."""
-    folders: dict[str | None, str] = {}
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Save a tokenizer with the chat template of the given name, of the given kind, and return its folder."""
+    folders: dict[tuple[str | None, str], str] = {}
 
-    def save(name: str | None) -> str:
-        if name not in folders:
-            folders[name] = str(tmp_path_factory.mktemp("tokenizer"))
-            make_tokenizer(TEMPLATES[name] if name else None).save_pretrained(folders[name])
-        return folders[name]
+    def save(name: str | None, kind: str = "byte-level") -> str:
+        if (name, kind) not in folders:
+            folders[name, kind] = str(tmp_path_factory.mktemp("tokenizer"))
+            make_tokenizer(TEMPLATES[name] if name else None, kind).save_pretrained(folders[name, kind])
+        return folders[name, kind]
 
     return save
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from osft.data.rows import IGNORED_LABEL
-from osft.data.samples import SCHEMA
-from osft.data.tokenizing import EncodedRow, TokenArray
+from osft.data.processing.tokenizing import EncodedBatch, TokenArray
+from osft.data.samples import count_trained
 
 KEY_BYTES = 8
 KEYS = 2 ** (8 * KEY_BYTES)
 # About 8 MB of ids and labels a row group.
 ROW_GROUP_TOKENS = 1 << 20
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class SplitReport:
     rows: int
     tokens: int
     trained_tokens: int
+    """Labels that count: not -100, and not the first of a row, which nothing predicts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,25 +77,39 @@ def describe_lengths(lengths: Counter[int]) -> LengthReport:
     return LengthReport(min=int(values[0]), mean=round(mean, 2), median=median, p95=p95, max=int(values[-1]))
 
 
+def length_histogram(lengths: Counter[int]) -> dict[str, int]:
+    """Return the rows of ``lengths`` by upper bound, the powers of two: ``{"64": 3}`` is 3 rows of 33 to 64 tokens."""
+    histogram: Counter[int] = Counter()
+    for length, rows in lengths.items():
+        histogram[1 << max(length - 1, 0).bit_length()] += rows
+    return {str(bound): histogram[bound] for bound in sorted(histogram)}
+
+
 class SplitWriter:
     """Writes the rows of one side, a row group at a time."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         """Write to ``writer``, which the caller closes if :meth:`close` is not reached."""
         self._writer = writer
-        self._buffer: list[tuple[TokenArray, TokenArray, int]] = []
+        self._buffer: list[tuple[TokenArray, TokenArray, Integers, Integers]] = []
         self._buffered_tokens = 0
         self.rows = 0
         self.tokens = 0
         self.trained_tokens = 0
 
-    def add(self, input_ids: TokenArray, labels: TokenArray, line: int) -> None:
-        """Append one row."""
-        self._buffer.append((input_ids, labels, line))
+    def add(self, input_ids: TokenArray, labels: TokenArray, lengths: Integers, lines: Integers) -> None:
+        """Append rows.
+
+        Args:
+            input_ids: ``[tokens]``, the rows one behind the other.
+            labels: ``[tokens]``.
+            lengths: ``[rows]``, each at least 1.
+            lines: ``[rows]``.
+        """
+        if not len(lengths):
+            return
+        self._buffer.append((input_ids, labels, lengths, lines))
         self._buffered_tokens += len(input_ids)
-        self.rows += 1
-        self.tokens += len(input_ids)
-        self.trained_tokens += int((labels != IGNORED_LABEL).sum())
         if self._buffered_tokens >= ROW_GROUP_TOKENS:
             self._flush()
 
@@ -105,9 +121,20 @@ class SplitWriter:
         return SplitReport(rows=self.rows, tokens=self.tokens, trained_tokens=self.trained_tokens)
 
     def _flush(self) -> None:
-        input_ids, labels, lines = zip(*self._buffer, strict=True)
-        columns = [_list_column(input_ids), _list_column(labels), pa.array(lines, pa.int64())]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+        input_ids, labels, lengths, lines = (np.concatenate(parts) for parts in zip(*self._buffer, strict=True))
+        trained = count_trained(labels, lengths)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        columns = [
+            pa.ListArray.from_arrays(offsets, pa.array(input_ids, pa.int32())),
+            pa.ListArray.from_arrays(offsets, pa.array(labels, pa.int32())),
+            pa.array(lines, pa.int64()),
+            pa.array(lengths, pa.int32()),
+            pa.array(trained, pa.int32()),
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._writer.schema))
+        self.rows += len(lengths)
+        self.tokens += len(input_ids)
+        self.trained_tokens += int(trained.sum())
         self._buffer = []
         self._buffered_tokens = 0
 
@@ -119,9 +146,9 @@ class RowSide:
         """Write to ``writer``."""
         self._writer = writer
 
-    def add(self, row: EncodedRow) -> None:
-        """Write one row."""
-        self._writer.add(row.input_ids, row.labels, row.line)
+    def add(self, batch: EncodedBatch) -> None:
+        """Write the rows of ``batch``."""
+        self._writer.add(batch.input_ids, batch.labels, batch.lengths, batch.lines)
 
     def close(self) -> SplitReport:
         """Finish the file."""
@@ -132,46 +159,31 @@ class BlockSide:
     """One side of the split whose documents are put one behind the other and cut into blocks.
 
     The last block, shorter than the others, is kept, unless it is a single token, which nothing would predict. A
-    block's row is the line of the document
-    that its first token comes from.
+    block's row is the line of the document that its first token comes from.
     """
 
     def __init__(self, writer: SplitWriter, block_size: int) -> None:
         """Cut into blocks of ``block_size`` tokens and write them to ``writer``."""
         self._writer = writer
         self._block_size = block_size
-        self._pieces: list[EncodedRow] = []
-        self._pending_tokens = 0
+        self._tokens = np.empty(0, np.int32)
+        self._line = 0
 
-    def add(self, row: EncodedRow) -> None:
-        """Append a document and write the blocks that it completes."""
-        self._pieces.append(row)
-        self._pending_tokens += len(row.input_ids)
-        if self._pending_tokens >= self._block_size:
-            self._cut()
+    def add(self, batch: EncodedBatch) -> None:
+        """Append documents and write the blocks that they complete."""
+        tokens = np.concatenate([self._tokens, batch.input_ids])
+        # Where each document starts; what is left of an earlier one comes first.
+        starts = np.cumsum([0, len(self._tokens), *batch.lengths])[:-1]
+        lines = np.concatenate([[self._line], batch.lines])
+        whole = len(tokens) // self._block_size * self._block_size
+        firsts = np.arange(0, whole + 1, self._block_size)
+        block_lines = lines[np.searchsorted(starts, firsts, side="right") - 1]
+        blocks = tokens[:whole]
+        self._writer.add(blocks, blocks, np.full(len(firsts) - 1, self._block_size), block_lines[:-1])
+        self._tokens, self._line = tokens[whole:], int(block_lines[-1])
 
     def close(self) -> SplitReport:
         """Write the last, partial block and finish the file."""
-        if self._pending_tokens > 1:
-            tokens = np.concatenate([piece.input_ids for piece in self._pieces])
-            self._writer.add(tokens, tokens, self._pieces[0].line)
+        if len(self._tokens) > 1:
+            self._writer.add(self._tokens, self._tokens, np.array([len(self._tokens)]), np.array([self._line]))
         return self._writer.close()
-
-    def _cut(self) -> None:
-        """Write the whole blocks and keep the rest, which lies in the last document."""
-        tokens = np.concatenate([piece.input_ids for piece in self._pieces])
-        starts = np.cumsum([0, *(len(piece.input_ids) for piece in self._pieces)])
-        whole = len(tokens) // self._block_size * self._block_size
-        for start in range(0, whole, self._block_size):
-            piece = self._pieces[int(np.searchsorted(starts, start, side="right")) - 1]
-            block = tokens[start : start + self._block_size]
-            self._writer.add(block, block, piece.line)
-        last, rest = self._pieces[-1], tokens[whole:]
-        self._pending_tokens = len(rest)
-        kept = EncodedRow(line=last.line, key=last.key, input_ids=rest, labels=rest)
-        self._pieces = [kept] if len(rest) else []
-
-
-def _list_column(rows: tuple[TokenArray, ...]) -> pa.ListArray:
-    offsets = np.cumsum([0, *(len(row) for row in rows)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows), pa.int32()))

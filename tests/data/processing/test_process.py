@@ -2,15 +2,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from osft.data import processing
-from osft.data.processing import ProcessingConfig, ProcessingReport, load_samples, process_dataset
-from osft.data.tokenizing import load_tokenizer
+from osft.content_cache import ContentCache
+from osft.data.processing import encoding
+from osft.data.processing import process as processing
+from osft.data.processing.process import process_dataset
+from osft.data.processing.report import ProcessingConfig, ProcessingReport
+from osft.data.processing.tokenizing import load_tokenizer
 from osft.errors import ConfigError, DataError, MissingPathError
 
 Rows = list[dict[str, Any]]
@@ -38,14 +40,16 @@ def test_rows_become_parquet_with_ids_labels_and_their_line(
     schema = pq.read_schema(tmp_path / "out/train.parquet")
     assert schema.field("input_ids").type == schema.field("labels").type == pa.list_(pa.int32())
     assert schema.field("row").type == pa.int64()
+    assert all(row["length"] == len(row["input_ids"]) for row in train + holdout)
+    assert all(row["trained_tokens"] == sum(label != -100 for label in row["labels"][1:]) for row in train + holdout)
     assert sorted(row["row"] for row in train + holdout) == list(range(1, 21))
     assert all(
         label in (-100, token) for row in train for token, label in zip(row["input_ids"], row["labels"], strict=True)
     )
     assert report.rows_in == report.rows_train + report.rows_holdout == 20
     assert report.train.tokens == sum(len(row["input_ids"]) for row in train)
-    assert report.train.trained_tokens == sum(label != -100 for row in train for label in row["labels"])
-    assert orjson.loads((tmp_path / "out/report.json").read_bytes())["rows_holdout"] == len(holdout)
+    assert report.train.trained_tokens == sum(row["trained_tokens"] for row in train)
+    assert orjson.loads((tmp_path / "out/processing.json").read_bytes())["rows_holdout"] == len(holdout)
 
 
 def test_batches_change_nothing(
@@ -57,7 +61,7 @@ def test_batches_change_nothing(
 ) -> None:
     source = write_rows(*[conversation(f"Question {index}?", "Fe.") for index in range(10)])
     _, *whole = process(source, tmp_path / "whole", model=model)
-    monkeypatch.setattr(processing, "BATCH_ROWS", 3)
+    monkeypatch.setattr(encoding, "BATCH_ROWS", 3)
 
     _, *batched = process(source, tmp_path / "batched", model=model)
 
@@ -122,8 +126,9 @@ def test_no_holdout_leaves_an_empty_file_with_the_schema(
 
     _, train, holdout = process(source, tmp_path / "out", model=model, holdout_fraction=0.0)
 
+    train_names = pq.read_schema(tmp_path / "out/train.parquet").names
     assert (len(train), len(holdout)) == (2, 0)
-    assert pq.read_schema(tmp_path / "out/holdout.parquet").names == ["input_ids", "labels", "row"]
+    assert pq.read_schema(tmp_path / "out/holdout.parquet").names == train_names
 
 
 def test_rows_too_long_are_dropped_and_counted(
@@ -217,7 +222,7 @@ def test_processed_rows_pass_through(tmp_path: Path, write_rows: Callable[..., P
 
     report, train, _ = process(source, tmp_path / "out", model=model, data_format="processed", holdout_fraction=0.0)
 
-    assert train == [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "row": 1}]
+    assert train == [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "row": 1, "length": 3, "trained_tokens": 2}]
     assert report.rows_dropped_too_long == 1
 
 
@@ -241,7 +246,7 @@ def test_a_missing_model_is_named(tmp_path: Path, write_rows: Callable[..., Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data_format": "alpaca"}, "data_format is 'alpaca'; allowed are messages, processed, documents"),
+        ({"data_format": "xml"}, "data_format is 'xml'; allowed are auto, messages, sharegpt, alpaca"),
         ({"model": ""}, "model is empty"),
         ({"max_seq_len": 0}, "max_seq_len is 0; allowed is a whole number from 1"),
         ({"holdout_fraction": 1.0}, r"holdout_fraction is 1\.0; allowed is 0 up to, not including, 1"),
@@ -255,69 +260,130 @@ def test_a_bad_parameter_is_named(options: dict[str, Any], message: str) -> None
         ProcessingConfig(**{"model": "m", "max_seq_len": 64, **options})
 
 
-def test_samples_are_what_processing_wrote(
+def test_several_processes_give_the_files_of_one(
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    conversation: Callable[..., dict[str, Any]],
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [conversation(f"Question {index}?", "Fe." * (index % 30 + 1)) for index in range(40)]
+    source = write_rows(*rows[:20], "", *rows[20:])
+    options = {"model": model, "max_seq_len": 40, "on_too_long": "truncate"}
+    one = process(source, tmp_path / "one", **options)
+    monkeypatch.setattr(processing, "SMALL_FILE_BYTES", 0)
+    monkeypatch.setattr(processing, "CHUNK_BYTES", 500)
+
+    several = process(source, tmp_path / "several", **options)
+
+    assert one == several
+    assert several[0].rows_truncated > 0
+
+
+def test_an_error_in_another_process_names_the_line(
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    conversation: Callable[..., dict[str, Any]],
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = write_rows(*[conversation("A?", "a")] * 30, {"messages": []})
+    monkeypatch.setattr(processing, "SMALL_FILE_BYTES", 0)
+    monkeypatch.setattr(processing, "CHUNK_BYTES", 500)
+
+    with pytest.raises(DataError, match=r"valid\.jsonl, line 31: messages: The conversation has no message"):
+        process(source, tmp_path / "out", model=model)
+
+    assert not (tmp_path / "out/train.parquet").exists()
+
+
+def test_documents_cut_in_chunks_give_the_blocks_of_the_whole(
+    tmp_path: Path, write_rows: Callable[..., Path], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(*[{"document": "Iron is Fe. " * (index % 7 + 1)} for index in range(30)])
+    options = {"model": model, "data_format": "documents", "block_size": 10}
+    whole = process(source, tmp_path / "whole", **options)
+    monkeypatch.setattr(processing, "CHUNK_BYTES", 60)
+
+    chunked = process(source, tmp_path / "chunked", **options)
+
+    assert whole == chunked
+
+
+def test_asked_again_nothing_is_written(
     tmp_path: Path, write_rows: Callable[..., Path], conversation: Callable[..., dict[str, Any]], model: str
 ) -> None:
-    source = write_rows(*[conversation(f"Question {index}?", "Fe.") for index in range(5)])
-    _, train, _ = process(source, tmp_path / "out", model=model, holdout_fraction=0.0)
+    source = write_rows(conversation("A?", "a"), conversation("B?", "b"))
+    first = process(source, tmp_path / "out", model=model)
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}
 
-    samples = load_samples(tmp_path / "out", vocab_size=400)
+    again = process(source, tmp_path / "out", model=model)
 
-    assert [sample.input_ids.tolist() for sample in samples] == [row["input_ids"] for row in train]
-    assert [sample.labels.tolist() for sample in samples] == [row["labels"] for row in train]
-    assert [sample.row for sample in samples] == [1, 2, 3, 4, 5]
-    assert samples[0].input_ids.dtype == samples[0].labels.dtype == np.int32
+    assert first == again
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_samples_come_from_json_lines_too(write_rows: Callable[..., Path]) -> None:
-    first, last = {"input_ids": [1, 2], "labels": [-100, 2], "len": 2}, {"input_ids": [3, 1], "labels": [3, 1]}
-    source = write_rows(first, "", last)
+@pytest.mark.parametrize("change", ["rows", "options", "tokenizer", "missing file"])
+def test_anything_else_is_processed_anew(
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    conversation: Callable[..., dict[str, Any]],
+    tokenizer_folder: Callable[[str], str],
+    change: str,
+) -> None:
+    rows = [conversation("A?", "a"), conversation("B?", "b")]
+    first, *_ = process(write_rows(*rows), tmp_path / "out", model=tokenizer_folder("CHATML"))
+    if change == "missing file":
+        (tmp_path / "out/train.parquet").unlink()
+    source = write_rows(*rows, conversation("C?", "c")) if change == "rows" else write_rows(*rows)
+    model = tokenizer_folder("LLAMA3" if change == "tokenizer" else "CHATML")
 
-    samples = load_samples(source, vocab_size=4)
+    again, train, _ = process(source, tmp_path / "out", model=model, seed=7 if change == "options" else 42)
 
-    assert [(sample.row, sample.input_ids.tolist(), sample.labels.tolist()) for sample in samples] == [
-        (1, [1, 2], [-100, 2]),
-        (3, [3, 1], [3, 1]),
-    ]
+    assert (first.key == again.key) == (change == "missing file")
+    assert len(train) == again.rows_train
+
+
+def test_the_cache_gives_another_folder_the_same_files(
+    tmp_path: Path, write_rows: Callable[..., Path], conversation: Callable[..., dict[str, Any]], model: str
+) -> None:
+    source = write_rows(conversation("A?", "a"), conversation("B?", "b"))
+    config = ProcessingConfig(model=model, max_seq_len=64)
+    cache = ContentCache(tmp_path / "cache")
+
+    first = process_dataset(source, tmp_path / "first", config, cache=cache)
+    second = process_dataset(source, tmp_path / "second", config, cache=cache)
+
+    assert first == second
+    assert (tmp_path / "first/train.parquet").samefile(tmp_path / "second/train.parquet")
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "options", "rows_train"),
     [
-        ({"input_ids": [1, 4], "labels": [1, 1]}, r"row 2: input_ids\[1\] is 4; allowed is 0 to 3; process the data"),
-        ({"input_ids": [1, 1], "labels": [1, 4]}, r"row 2: labels\[1\] is 4; allowed is 0 to 3 or -100"),
-        ({"input_ids": [1, 1], "labels": [1]}, r"row 2: .*2 input_ids .*1 labels"),
-        ({"input_ids": [1, 2], "labels": [1, -100]}, r"row 2: .*very label behind the first is -100"),
+        ({"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "a"}]}, {}, 1),
+        ({"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {}, 1),
+        ({"document": "Iron is Fe."}, {"block_size": 64}, 1),
     ],
 )
-@pytest.mark.parametrize("as_parquet", [True, False])
-def test_a_sample_that_cannot_be_trained_is_named(
-    tmp_path: Path, write_rows: Callable[..., Path], row: dict[str, Any], message: str, as_parquet: bool
+def test_auto_takes_the_format_of_the_rows(
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    model: str,
+    row: dict[str, Any],
+    options: dict[str, Any],
+    rows_train: int,
 ) -> None:
-    rows = [{"input_ids": [1, 2], "labels": [1, 2]}, row]
-    path = tmp_path / "data.parquet" if as_parquet else write_rows(*rows)
-    if as_parquet:
-        pq.write_table(pa.Table.from_pylist(rows), path)
+    report, *_ = process(write_rows(row), tmp_path / "out", model=model, data_format="auto", **options)
 
-    with pytest.raises(DataError, match=message):
-        load_samples(path, vocab_size=4)
+    assert report.rows_train == rows_train
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
-    pq.write_table(pa.table({"input_ids": [[1]]}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"input_ids": [["a"]], "labels": [["a"]]}), tmp_path / "b.parquet")
-    pq.write_table(pa.table({"input_ids": [[1], None], "labels": [[1], [1]]}), tmp_path / "c.parquet")
-    (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
+def test_auto_needs_a_block_size_for_documents(tmp_path: Path, write_rows: Callable[..., Path], model: str) -> None:
+    with pytest.raises(ConfigError, match="block_size is missing"):
+        process(write_rows({"document": "Iron."}), tmp_path / "out", model=model, data_format="auto")
 
-    for name, message in {
-        "a": "column 'labels' is missing; it has input_ids",
-        "b": "column 'input_ids' holds no lists of 32-bit whole numbers",
-        "c": "column 'input_ids' has empty cells",
-        "d": "cannot be read as parquet",
-    }.items():
-        with pytest.raises(DataError, match=message):
-            load_samples(tmp_path / f"{name}.parquet", vocab_size=4)
-    with pytest.raises(DataError, match="there is no row to train on"):
-        load_samples(write_rows(), vocab_size=4)
-    with pytest.raises(MissingPathError, match="there is no such file"):
-        load_samples(tmp_path / "none.parquet", vocab_size=4)
+
+def test_auto_refuses_rows_of_no_known_shape(tmp_path: Path, write_rows: Callable[..., Path], model: str) -> None:
+    with pytest.raises(DataError, match="the first row has no known shape"):
+        process(write_rows({"words": "Iron."}), tmp_path / "out", model=model, data_format="auto")

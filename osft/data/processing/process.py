@@ -1,0 +1,224 @@
+"""Turn valid rows into token ids and labels, split into rows to train on and held-out rows.
+
+Which tokens are trained is decided in :mod:`osft.data.processing.tokenizing`, which side a row falls on in
+:mod:`osft.data.processing.splitting`.
+
+The file goes through in chunks, a large one through several processes. A second pass is made only if the first left
+one side empty, which happens with a handful of rows. The outcome is kept under a hash of the rows, the tokenizer and
+the options, and asked for again it is only linked.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from osft.content_cache import ContentCache, content_key
+from osft.data.chunks import split_into_chunks
+from osft.data.files import HOLDOUT_NAME, PROCESSING_REPORT_NAME, TRAIN_NAME, VALID_NAME, jsonl_file
+from osft.data.processing.encoding import ChunkEncoder, EncodedChunk, EncodingConfig, cut_rows
+from osft.data.processing.report import ProcessingConfig, ProcessingReport, Tally
+from osft.data.processing.splitting import BlockSide, RowSide, SplitReport, SplitWriter, holdout_threshold
+from osft.data.processing.tokenizing import EncodedBatch, load_tokenizer
+from osft.data.progress import RowProgress
+from osft.data.samples import SCHEMA, with_check_mark
+from osft.data.validation.conversions import output_format, recognize
+from osft.data.validation.rows import parse_row
+from osft.errors import DataError
+from osft.parallel import map_in_order
+from osft.workspace import atomic_file, read_json, sha256_of_file, write_json
+
+logger = logging.getLogger(__name__)
+
+# A tenth of a second of work.
+CHUNK_BYTES = 1 << 18
+# Starting a process takes about as long as encoding so much.
+SMALL_FILE_BYTES = 4 << 20
+# Part of the key of what is kept: raised when the same rows and options give other files than before.
+OUTCOME_VERSION = 1
+
+
+def process_dataset(
+    source: Path, output: Path, config: ProcessingConfig, *, cache: ContentCache | None = None
+) -> ProcessingReport:
+    """Tokenize ``source``; leave ``train.parquet``, ``holdout.parquet`` and ``processing.json`` in ``output``.
+
+    The columns are those of :data:`osft.data.samples.SCHEMA`. Where the files of the same rows, tokenizer
+    and options are in ``output`` or in ``cache``, nothing is tokenized.
+
+    Args:
+        source: a JSON Lines file of valid rows, or a folder that holds ``valid.jsonl``.
+        output: folder for the three files; created if missing.
+        config: how.
+        cache: where to look for the files first, and to keep them.
+
+    Raises:
+        MissingPathError: if the source or the tokenizer is not there.
+        ConfigError: if the tokenizer does not fit the data format.
+        DataError: if a row is not valid or cannot be rendered, or no row is left to train on.
+    """
+    path = jsonl_file(source, VALID_NAME)
+    tokenizer = load_tokenizer(config.model)
+    key = _outcome_key(path, config, tokenizer)
+    if not _is_finished(output, key) and not (cache and cache.take(key, output)):
+        _write_outcome(path, output, config, tokenizer, key)
+        if cache:
+            cache.keep(key, [output / name for name in (TRAIN_NAME, HOLDOUT_NAME, PROCESSING_REPORT_NAME)])
+    report = ProcessingReport.load(output / PROCESSING_REPORT_NAME)
+    _log_report(report)
+    return report
+
+
+def _outcome_key(path: Path, config: ProcessingConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of all that determines the files."""
+    tokenizer_parts = (
+        tokenizer.backend_tokenizer.to_str(),
+        orjson.dumps(tokenizer.chat_template, option=orjson.OPT_SORT_KEYS).decode(),
+        orjson.dumps({name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}).decode(),
+    )
+    options = {**asdict(config), "model": ""}
+    return content_key(
+        {
+            "rows": sha256_of_file(path),
+            "tokenizer": hashlib.sha256("\0".join(tokenizer_parts).encode()).hexdigest(),
+            "options": options,
+            "versions": [OUTCOME_VERSION, version("tokenizers"), version("transformers")],
+        }
+    )
+
+
+def _is_finished(output: Path, key: str) -> bool:
+    """Return whether ``output`` holds the files of ``key``; the report is written last."""
+    if not (output / PROCESSING_REPORT_NAME).is_file():
+        return False
+    report = read_json(output / PROCESSING_REPORT_NAME)
+    files_are_there = (output / TRAIN_NAME).is_file() and (output / HOLDOUT_NAME).is_file()
+    return isinstance(report, dict) and report.get("key") == key and files_are_there
+
+
+def _write_outcome(
+    path: Path, output: Path, config: ProcessingConfig, tokenizer: PreTrainedTokenizerBase, key: str
+) -> None:
+    # An older report must not stand beside newer files, should this be interrupted.
+    (output / PROCESSING_REPORT_NAME).unlink(missing_ok=True)
+    encoder = ChunkEncoder(path, _encoding_config(path, config), tokenizer)
+    threshold = holdout_threshold(config.holdout_fraction)
+    tally, sides = _write_splits(path, output, config, encoder, threshold)
+    if tally.keys:
+        needed = holdout_threshold(config.holdout_fraction, min(tally.keys), max(tally.keys))
+        if needed != threshold:
+            tally, sides = _write_splits(path, output, config, encoder, needed)
+    train, holdout = sides
+    if train.rows == 0:
+        (output / TRAIN_NAME).unlink()
+        (output / HOLDOUT_NAME).unlink()
+        raise DataError(
+            f"{path}: no row is left to train on ({tally.rows_in} rows, {tally.dropped} of them longer "
+            f"than {config.max_seq_len} tokens). Raise max_seq_len or give more rows."
+        )
+    report = tally.report(config, encoder.data_format, (train, holdout), key)
+    write_json(output / PROCESSING_REPORT_NAME, asdict(report))
+
+
+def _encoding_config(path: Path, config: ProcessingConfig) -> EncodingConfig:
+    """Return what the workers need, the format of the rows found out.
+
+    Raises:
+        ConfigError: if the rows are documents and no block size fits.
+        DataError: if the first row is of no known shape.
+    """
+    shape = config.data_format if config.data_format != "auto" else _first_shape(path, config.document_column)
+    data_format = output_format(shape)
+    if data_format == "documents":
+        config.check_block_size()
+    return EncodingConfig(
+        data_format=data_format,
+        document_column=config.document_column,
+        unmask_messages=config.unmask_messages,
+        max_seq_len=config.max_seq_len,
+        on_too_long=config.on_too_long,
+        seed=config.seed,
+    )
+
+
+def _first_shape(path: Path, document_column: str) -> str:
+    with path.open("rb") as lines:
+        first = next((line for line in lines if line.strip()), b"{}")
+    row = parse_row(first)
+    shape = recognize(row, document_column) if isinstance(row, dict) else None
+    if shape is None:
+        raise DataError(f"{path}: the first row has no known shape. Validate the file first, or give its data_format.")
+    return shape
+
+
+def _write_splits(
+    path: Path, output: Path, config: ProcessingConfig, encoder: ChunkEncoder, threshold: int
+) -> tuple[Tally, tuple[SplitReport, SplitReport]]:
+    """Write both parquet files in one pass; rows with a key below ``threshold`` are held out."""
+    tally = Tally()
+    with ExitStack() as stack:
+        progress = stack.enter_context(RowProgress(logger, "tokenized", total_bytes=path.stat().st_size))
+        train, holdout = (_open_side(stack, output / name, config, encoder) for name in (TRAIN_NAME, HOLDOUT_NAME))
+        for chunk in _encode_chunks(path, encoder):
+            tally.add(chunk)
+            progress.advance(chunk.rows_in, chunk.size_bytes)
+            for batch in chunk.kept:
+                held_out = batch.keys < threshold
+                train.add(_rows_where(batch, ~held_out))
+                holdout.add(_rows_where(batch, held_out))
+        sides = train.close(), holdout.close()
+    if tally.rows_in == 0:
+        raise DataError(f"{path}: the file holds no rows. Give a JSON Lines file with one object a line.")
+    return tally, sides
+
+
+def _encode_chunks(path: Path, encoder: ChunkEncoder) -> Iterator[EncodedChunk]:
+    """Yield the chunks of ``path`` as tokens, in order."""
+    is_small = path.stat().st_size < SMALL_FILE_BYTES
+    # By itself, the tokenizer has its own threads.
+    return map_in_order(encoder, split_into_chunks(path, CHUNK_BYTES), processes=1 if is_small else None)
+
+
+def _rows_where(batch: EncodedBatch, mask: np.ndarray) -> EncodedBatch:
+    return batch if mask.all() else cut_rows(batch, np.where(mask, batch.lengths, 0))
+
+
+def _open_side(stack: ExitStack, path: Path, config: ProcessingConfig, encoder: ChunkEncoder) -> RowSide | BlockSide:
+    """Open one side's file, which ``stack`` closes, and which appears when it is whole."""
+    schema = with_check_mark(SCHEMA, encoder.vocab_size)
+    file = stack.enter_context(atomic_file(path))
+    writer = SplitWriter(stack.enter_context(pq.ParquetWriter(file, schema)))
+    if encoder.data_format == "documents" and config.block_size is not None:
+        return BlockSide(writer, config.block_size)
+    return RowSide(writer)
+
+
+def _log_report(report: ProcessingReport) -> None:
+    logger.info(
+        "%d rows in, %d to train on (%d tokens, %d trained), %d held out, %d too long and dropped, %d truncated",
+        report.rows_in,
+        report.rows_train,
+        report.train.tokens,
+        report.train.trained_tokens,
+        report.rows_holdout,
+        report.rows_dropped_too_long,
+        report.rows_truncated,
+    )
+    if report.messages_not_rendered or report.reasoning_not_rendered:
+        logger.warning(
+            "the chat template leaves out %d messages and the reasoning of %d turns",
+            report.messages_not_rendered,
+            report.reasoning_not_rendered,
+        )
+    if report.rows_with_control_text:
+        logger.warning(
+            "%d rows spell out special tokens in their messages; they are kept as text", report.rows_with_control_text
+        )
