@@ -198,9 +198,10 @@ def _processed_data(config: TrainingConfig) -> Path:
     """Return the file of token ids to train on, after validating and tokenizing raw data."""
     if config.use_processed_dataset:
         return Path(config.data_path)
-    from osft.data.messages import VALID_NAME, validate_dataset
-    from osft.data.processing import ProcessingConfig, process_dataset
-    from osft.data.samples import TRAIN_NAME
+    from osft.data.files import TRAIN_NAME, VALID_NAME
+    from osft.data.processing.process import process_dataset
+    from osft.data.processing.report import ProcessingConfig
+    from osft.data.validation.validate import validate_dataset
 
     directory = config.data_directory
     validate_dataset(

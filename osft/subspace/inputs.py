@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from osft.data.messages import VALID_NAME, jsonl_file
-from osft.data.processing import ProcessingConfig, process_dataset
-from osft.data.rows import describe_problem, parse_row
-from osft.data.samples import PARQUET_MAGIC, TRAIN_NAME, Sample, load_samples
+from osft.data.files import TRAIN_NAME, VALID_NAME, jsonl_file
+from osft.data.processing.process import process_dataset
+from osft.data.processing.report import ProcessingConfig
+from osft.data.samples import PARQUET_MAGIC, Sample, Samples, load_samples, token_lengths
+from osft.data.validation.rows import describe_problem, parse_row
 from osft.errors import DataError, TrainingError
 from osft.subspace.decomposition import ProtectedSubspace, frozen_rank
 from osft.subspace.targets import Target, holders, target_parameter
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 def load_input_samples(
     path: Path, model_path: str, max_tokens: int, vocab_size: int, *, document_column: str = "document"
-) -> list[Sample]:
+) -> Samples:
     """Return the rows of a text as token ids; what a row is, is seen from the first one.
 
     Args:
@@ -59,7 +60,7 @@ def load_input_samples(
     file = jsonl_file(path, VALID_NAME)
     data_format = _format_of(file, document_column)
     if data_format == "processed":
-        return [_cut(sample, max_tokens) for sample in load_samples(file, vocab_size)]
+        return load_samples(file, vocab_size).cut(max_tokens)
     processing = ProcessingConfig(
         model=model_path,
         data_format=data_format,
@@ -94,20 +95,18 @@ def _format_of(file: Path, document_column: str) -> str:
     )
 
 
-def _cut(sample: Sample, max_tokens: int) -> Sample:
-    return Sample(input_ids=sample.input_ids[:max_tokens], labels=sample.labels[:max_tokens], row=sample.row)
-
-
 def equal_length_batches(samples: Sequence[Sample], max_tokens: int) -> Iterator[Tensor]:
     """Yield ``[samples, tokens]``, int64, longest first: samples of one length together, at most ``max_tokens``.
 
     Without padding every position is a token of the text, also behind a router, where no mask could say which are.
     Lengths repeat in any text that is large enough for the size of a batch to matter.
     """
-    by_length = sorted(samples, key=lambda sample: len(sample.input_ids), reverse=True)
-    for length, group in groupby(by_length, key=lambda sample: len(sample.input_ids)):
-        rows = np.stack([sample.input_ids for sample in group]).astype(np.int64)
-        yield from torch.from_numpy(rows).split(max(1, max_tokens // length))
+    lengths = token_lengths(samples)
+    longest_first = np.argsort(-lengths, kind="stable")
+    for length, group in groupby(longest_first.tolist(), key=lambda index: int(lengths[index])):
+        while indices := list(islice(group, max(1, max_tokens // length))):
+            rows = np.stack([samples[index].input_ids for index in indices])
+            yield torch.from_numpy(rows.astype(np.int64))
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def _measure_inputs(
         document_column=config.document_column_name,
     )
     covariances = input_covariances(model, targets, equal_length_batches(samples, config.max_tokens_per_gpu))
-    tokens = sum(len(sample.input_ids) for sample in samples)
+    tokens = int(samples.lengths.sum())
     logger.info(
         "measured the inputs of %d weights over %d tokens in %.1f s", len(covariances), tokens, time.monotonic() - start
     )

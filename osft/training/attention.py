@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from osft.data.samples import Sample
+from osft.data.samples import Sample, token_lengths
 from osft.training.batches import collate
 from osft.training.loss import Logits, evaluating, find_logits, is_close, make_probe
 
@@ -58,7 +58,7 @@ def choose_forward(model: PreTrainedModel, samples: Sequence[Sample]) -> Forward
     """
     probe = make_probe(samples)
     logits = find_logits(model, collate(probe, packed=False).to(model.device))
-    longest = max(len(sample.input_ids) for sample in samples)
+    longest = int(token_lengths(samples).max())
     reason = reason_to_pad(model, longest) or _failed_probe(model, probe, logits)
     if reason:
         logger.info("micro-batches are padded, not packed: %s %s", type(model).__name__, reason)

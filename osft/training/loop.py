@@ -6,10 +6,10 @@ gradients are summed once a step.
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,18 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_scheduler
 
 from osft.config import TrainingConfig
-from osft.data.samples import Sample, load_samples
+from osft.data.samples import Samples, load_samples
 from osft.errors import ConfigError, DataError, TrainingError
 from osft.subspace.attach import merge, project_gradients
 from osft.training.attention import Forward, choose_forward
-from osft.training.batches import (
-    collate,
-    count_loss_tokens,
-    count_steps,
-    effective_batches,
-    micro_batches,
-    share_of_process,
-)
+from osft.training.batches import StepPlan, collate, count_steps, plan_epoch
 from osft.training.checkpoint import LoadedModel, load_model, save_model
 from osft.training.distributed import Processes, process_group, sum_over_processes
 from osft.training.loss import summed_loss
@@ -126,20 +119,20 @@ def train(config: TrainingConfig, train_data: Path) -> None:
             _write_result(run, seconds=time.monotonic() - start)
 
 
-def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedModel) -> list[Sample]:
+def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedModel) -> Samples:
     """Return the rows within ``max_seq_len``, all of which must fit ``max_tokens_per_gpu``."""
     everything = load_samples(path, model.config.get_text_config().vocab_size)
-    samples = [sample for sample in everything if len(sample.input_ids) <= config.max_seq_len]
+    samples = everything.select(np.flatnonzero(everything.lengths <= config.max_seq_len))
     if dropped := len(everything) - len(samples):
         logger.warning("%s: %d rows are longer than max_seq_len=%d and are left out", path, dropped, config.max_seq_len)
     if not samples:
         raise DataError(
             f"{path}: no row is left within max_seq_len={config.max_seq_len}. Raise it, or shorten the rows."
         )
-    longest = max(samples, key=lambda sample: len(sample.input_ids))
-    if len(longest.input_ids) > config.max_tokens_per_gpu:
+    longest = samples.lengths.argmax()
+    if samples.lengths[longest] > config.max_tokens_per_gpu:
         raise DataError(
-            f"{path}, row {longest.row}: {len(longest.input_ids)} tokens are more than max_tokens_per_gpu="
+            f"{path}, row {samples.rows[longest]}: {samples.lengths[longest]} tokens are more than max_tokens_per_gpu="
             f"{config.max_tokens_per_gpu}. Raise it, or lower max_seq_len to it to leave such rows out."
         )
     return samples
@@ -148,9 +141,7 @@ def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedM
 class _Run:
     """The state of one run: the optimizer, its schedule, and what has been written."""
 
-    def __init__(
-        self, config: TrainingConfig, loaded: LoadedModel, samples: Sequence[Sample], processes: Processes
-    ) -> None:
+    def __init__(self, config: TrainingConfig, loaded: LoadedModel, samples: Samples, processes: Processes) -> None:
         self.config = config
         self.loaded = loaded
         self.samples = samples
@@ -174,11 +165,8 @@ class _Run:
         metrics_file = directory / METRICS_NAME if self.processes.is_first else None
         with reporting(metrics_file, self.total_steps) as report:
             for epoch in range(self.config.num_epochs):
-                batches = effective_batches(
-                    len(self.samples), self.config.effective_batch_size, seed=self.config.seed, epoch=epoch
-                )
-                for indices in batches:
-                    report(self._take_step([self.samples[index] for index in indices], forward))
+                for step in plan_epoch(self.samples, self.config, self.processes, epoch=epoch, packed=forward.packed):
+                    report(self._take_step(step, forward))
                 if self.config.checkpoint_at_epoch:
                     self._save_epoch(directory / f"epoch_{epoch + 1}")
         if self.config.save_final_checkpoint and self.processes.is_first:
@@ -189,21 +177,19 @@ class _Run:
             save_model(self.loaded, self.config.model_path, target)
         self.epoch_checkpoints.append(target)
 
-    def _take_step(self, batch: Sequence[Sample], forward: Forward) -> StepMetrics:
+    def _take_step(self, step: StepPlan, forward: Forward) -> StepMetrics:
         """Accumulate the gradient of one effective batch, move the weights, and report."""
         start = time.monotonic()
-        loss_tokens = count_loss_tokens(batch)
-        mine = share_of_process(batch, self.processes.global_rank, self.processes.world_size)
         loss = torch.zeros((), dtype=torch.float64, device=self.processes.device)
-        for group in micro_batches(mine, self.config.max_tokens_per_gpu, packed=forward.packed):
-            micro_batch = collate(group, packed=forward.packed).to(self.processes.device)
-            part = summed_loss(self.model, micro_batch, forward.logits) / loss_tokens
+        for indices in step.micro_batches:
+            micro_batch = collate([self.samples[index] for index in indices], packed=forward.packed)
+            part = summed_loss(self.model, micro_batch.to(self.processes.device), forward.logits) / step.loss_tokens
             part.backward()
             loss += part.detach()
         # No list of the gradients is kept: it would hold those that the projection replaces.
         sum_over_processes((loss, *map(_gradient, self.parameters)), self.processes)
         gradient_norm = self._project_and_clip()
-        self._check_finite(loss.item(), gradient_norm, batch)
+        self._check_finite(loss.item(), gradient_norm, step)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
@@ -211,9 +197,7 @@ class _Run:
         self.masters.write_back()
         merge(self.model)
         self.step += 1
-        return self._report(
-            batch, loss.item(), gradient_norm, learning_rate, loss_tokens, seconds=time.monotonic() - start
-        )
+        return self._report(step, loss.item(), gradient_norm, learning_rate, seconds=time.monotonic() - start)
 
     def _project_and_clip(self) -> float:
         """Take the protected part out of the gradients, limit their norm, and return what it was."""
@@ -226,18 +210,17 @@ class _Run:
             gradient_norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         return gradient_norm.item()
 
-    def _check_finite(self, loss: float, gradient_norm: float, batch: Sequence[Sample]) -> None:
+    def _check_finite(self, loss: float, gradient_norm: float, step: StepPlan) -> None:
         if not torch.isfinite(torch.tensor([loss, gradient_norm])).all():
-            rows = sorted(sample.row for sample in batch)
+            rows = sorted(self.samples.rows[step.samples].tolist())
             raise TrainingError(
                 f"step {self.step + 1} of {self.total_steps}: loss {loss}, gradient norm {gradient_norm} on the rows "
                 f"{rows[:20]} of {self.config.data_path}. Lower learning_rate, or look at these rows."
             )
 
     def _report(
-        self, batch: Sequence[Sample], loss: float, gradient_norm: float, learning_rate: float, loss_tokens: int,
-        seconds: float,
-    ) -> StepMetrics:  # fmt: skip
+        self, step: StepPlan, loss: float, gradient_norm: float, learning_rate: float, seconds: float
+    ) -> StepMetrics:
         return StepMetrics(
             step=self.step,
             total_steps=self.total_steps,
@@ -245,8 +228,8 @@ class _Run:
             loss=loss,
             learning_rate=learning_rate,
             gradient_norm=gradient_norm,
-            loss_tokens=loss_tokens,
-            tokens_per_second=sum(len(sample.input_ids) for sample in batch) / seconds,
+            loss_tokens=step.loss_tokens,
+            tokens_per_second=step.tokens / seconds,
             seconds=seconds,
             peak_memory_gib=peak_memory_gib(self.processes.device),
         )

@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from osft.data.rows import IGNORED_LABEL
 from osft.data.samples import Sample
+from osft.data.validation.rows import IGNORED_LABEL
 from osft.training.batches import MicroBatch
 
 logger = logging.getLogger(__name__)

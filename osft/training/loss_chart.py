@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from osft.training.metrics import StepMetrics
@@ -47,7 +48,8 @@ def _draw(steps: Sequence[StepMetrics]) -> str:
         axes.spines["top"].set_visible(False)
     loss.grid(color=AXIS_COLOR, alpha=0.25, lw=0.5)
     buffer = io.StringIO()
-    # Without a date, equal runs leave equal files.
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    # Without a date and with ids that are no random numbers, equal runs leave equal files.
+    with rc_context({"svg.hashsalt": "loss"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]

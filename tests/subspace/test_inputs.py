@@ -280,7 +280,8 @@ def test_token_ids_are_taken_as_they_are_and_cut(tiny_model: Path, tmp_path: Pat
 
 
 def test_the_folder_of_a_processed_dataset_is_read(tiny_model: Path, messages_file: Path, tmp_path: Path) -> None:
-    from osft.data.processing import ProcessingConfig, process_dataset
+    from osft.data.processing.process import process_dataset
+    from osft.data.processing.report import ProcessingConfig
 
     config = ProcessingConfig(model=str(tiny_model), max_seq_len=512, holdout_fraction=0.0)
     process_dataset(messages_file, tmp_path / "data", config)

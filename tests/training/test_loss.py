@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from osft.data.samples import Sample
+from osft.data.samples import Sample, gather_samples
 from osft.training import loss
-from osft.training.batches import collate, count_loss_tokens
+from osft.training.batches import collate
 from osft.training.loss import find_logits, summed_loss
 
 VOCAB_SIZE = 60
@@ -81,7 +81,7 @@ def test_loss_and_gradients_are_those_of_the_model_itself(family: str) -> None:
     model.zero_grad()
     own = [
         model(input_ids=torch.tensor(s.input_ids[None]).long(), labels=torch.tensor(s.labels[None]).long()).loss
-        * count_loss_tokens([s])
+        * int(gather_samples([s]).trained_tokens.sum())
         for s in samples
     ]
     (sum(own) / 4).backward()
@@ -104,7 +104,7 @@ def test_never_more_than_a_chunk_of_logits_is_computed_at_once(small_chunks: int
     summed_loss(model, batch, logits).backward()
 
     assert max(rows) <= small_chunks
-    assert sum(rows) == count_loss_tokens(make_samples())
+    assert sum(rows) == gather_samples(make_samples()).trained_tokens.sum()
     assert (model.lm_head.weight.grad is not None) == trains_head
 
 
