@@ -85,6 +85,22 @@ $(BENCH_VENV)/.installed: benchmarks/requirements.txt pyproject.toml constraints
 		--requirement benchmarks/requirements.txt --editable .
 	@touch "$@"
 
+# The peer is a program of its own to the benchmark, which runs in the project's environment.
+DATA_PEER_VENV := build/bench-data-venv
+
+.PHONY: bench-data
+bench-data: $(VENV)/.installed-demo $(DATA_PEER_VENV)/.installed ## Measure download, validation and processing beside a peer (about 25 minutes)
+	@"$(VENV_PYTHON)" -m benchmarks.data $(BENCH_OPTIONS)
+
+$(DATA_PEER_VENV)/.installed: benchmarks/data_requirements.txt constraints.txt | $(VENV)/.created
+	@echo "Installing the peer into $(DATA_PEER_VENV) (a few minutes)"
+	@"$(VENV_PYTHON)" -m venv --clear "$(DATA_PEER_VENV)"
+	@"$(DATA_PEER_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
+	@"$(DATA_PEER_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+		--constraint constraints.txt --build-constraint constraints.txt torch \
+		--requirement benchmarks/data_requirements.txt
+	@touch "$@"
+
 .PHONY: clean
 clean: ## Remove .venv, dist/, build/ and the tools' caches (workspace/ stays)
 	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

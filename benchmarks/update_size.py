@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.report import Origin, Result, describe_machine, print_results, write_results
 from benchmarks.variants import BETAS, WEIGHT_DECAY
-from osft.data.rows import IGNORED_LABEL
+from osft.data.validation.rows import IGNORED_LABEL
 from osft.logs import configure_logging
 from osft.subspace.attach import attach, merge, project_gradients, trained_weights
 from osft.subspace.decomposition import protect_leading_directions
