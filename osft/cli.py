@@ -28,7 +28,10 @@ app = typer.Typer(
 )
 
 OutputOption = Annotated[Path, typer.Option(help="Folder for the results.")]
-FormatOption = Annotated[str, typer.Option(help="What a row is: messages, processed or documents.")]
+FormatOption = Annotated[
+    str,
+    typer.Option(help="messages, sharegpt, alpaca, prompt_completion, documents, processed; auto looks at each row."),
+]
 ColumnOption = Annotated[str, typer.Option(help="Column of the text, with --data-format documents.")]
 
 
@@ -41,16 +44,20 @@ def describe(debug: Annotated[bool, typer.Option(DEBUG_FLAG, help="Show the trac
 
 @app.command()
 def download(
-    uri: Annotated[str, typer.Argument(help="A path, pvc://, hf://name[:config][@revision], https:// or s3://.")],
+    uri: Annotated[
+        str, typer.Argument(help="A path or pattern, pvc://, hf://name[:config][@revision], https:// or s3://.")
+    ],
     output: OutputOption,
 ) -> None:
-    """Fetch a dataset and write it as JSON lines: rows.jsonl, source.json."""
-    from osft.data.sources import download_dataset
+    """Fetch a dataset and write it as JSON lines: rows.jsonl, source.json. Asked again, go on or do nothing."""
+    from osft.data.download.download import download_dataset
+    from osft.data.files import ROWS_NAME
     from osft.workspace import PVC_SCHEME, Workspace
 
     workspace = Workspace.from_environment() if uri.startswith(PVC_SCHEME) else None
     report = download_dataset(uri, output, workspace=workspace)
-    typer.echo(f"{report.rows} rows, {report.size_bytes} bytes: {output / 'rows.jsonl'}")
+    unchanged = ", unchanged" if report.unchanged else ""
+    typer.echo(f"{report.rows} rows, {report.size_bytes} bytes{unchanged}: {output / ROWS_NAME}")
 
 
 @app.command()
@@ -65,8 +72,10 @@ def validate(
     document_column: ColumnOption = "document",
     unmask_messages: Annotated[bool, typer.Option(help="Rows need no assistant turn: all is trained.")] = False,
 ) -> None:
-    """Check every row: valid.jsonl, quarantine.jsonl, report.json."""
-    from osft.data.messages import validate_dataset
+    """Check every row: valid.jsonl, quarantine.jsonl, validation.json, validation.html."""
+    from osft.data.files import VALIDATION_PAGE_NAME
+    from osft.data.validation.page import write_validation_page
+    from osft.data.validation.validate import validate_dataset
 
     report = validate_dataset(
         source,
@@ -76,6 +85,7 @@ def validate(
         max_invalid_fraction=max_invalid_fraction,
         document_column=document_column,
         unmask_messages=unmask_messages,
+        on_report=lambda checked: write_validation_page(checked, output / VALIDATION_PAGE_NAME),
     )
     typer.echo(f"{report.rows_in} rows: {report.rows_valid} valid, {report.rows_quarantined} quarantined: {output}")
 
@@ -94,8 +104,11 @@ def process(
     block_size: Annotated[int | None, typer.Option(help="Tokens of a block, with --data-format documents.")] = None,
     document_column: ColumnOption = "document",
 ) -> None:
-    """Tokenize with the model's chat template: train.parquet, holdout.parquet, report.json."""
-    from osft.data.processing import ProcessingConfig, process_dataset
+    """Tokenize with the model's chat template: train.parquet, holdout.parquet, processing.json, processing.html."""
+    from osft.data.files import PROCESSING_PAGE_NAME
+    from osft.data.processing.page import write_processing_page
+    from osft.data.processing.process import process_dataset
+    from osft.data.processing.report import ProcessingConfig
 
     config = ProcessingConfig(
         model=model,
@@ -109,6 +122,7 @@ def process(
         document_column=document_column,
     )
     report = process_dataset(source, output, config)
+    write_processing_page(report, output / PROCESSING_PAGE_NAME)
     dropped = report.rows_dropped_too_long
     typer.echo(f"{report.rows_train} rows to train on, {report.rows_holdout} held out, {dropped} too long: {output}")
 

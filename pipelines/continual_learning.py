@@ -11,7 +11,7 @@ from pipelines.placement import give_gpus, give_resources, give_secret, give_sha
 from pipelines.promotion import promotion
 
 # The names that RHOAI's S3 connections give to the keys of their secrets.
-S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION")
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION", "AWS_S3_BUCKET")
 
 
 @dsl.pipeline(
@@ -65,7 +65,7 @@ def continual_learning(
 
     Args:
         data_uri: Where the rows are: pvc://relative/path, /path, hf://name[:config][@revision], https:// or s3://.
-        data_format: What a row is: messages, processed (input_ids and labels) or documents (plain text).
+        data_format: What a row is: messages, sharegpt, alpaca, prompt_completion, documents, processed, or auto.
         data_on_invalid: What a bad row does: fail the run, or drop (it is quarantined).
         data_max_invalid_fraction: With drop, the largest share of bad rows that is accepted, 0 to 1.
         data_holdout_fraction: Expected share of the rows that is not trained on but evaluated, 0 to 1.

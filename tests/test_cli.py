@@ -51,7 +51,7 @@ def test_the_data_commands_lead_from_a_uri_to_token_ids(tiny_model: Path, messag
     assert (raw / "rows.jsonl").read_bytes() == messages_file.read_bytes()
     assert downloaded.stdout.startswith("8 rows, ")
     assert validated.stdout.startswith("8 rows: 8 valid, 0 quarantined")
-    report = orjson.loads((valid / "report.json").read_bytes())
+    report = orjson.loads((valid / "validation.json").read_bytes())
     assert (report["rows_in"], report["rows_valid"], report["rows_quarantined"]) == (8, 8, 0)
     train, holdout = pq.read_table(processed / "train.parquet"), pq.read_table(processed / "holdout.parquet")
     assert train.num_rows + holdout.num_rows == 8

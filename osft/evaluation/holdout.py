@@ -1,6 +1,6 @@
 """The held-out rows of the new data, as a task that lm-eval runs like any other.
 
-A row is one conversation, tokenized by ``osft.data.processing``: ``input_ids``, ``labels`` (-100 where a token
+A row is one conversation, tokenized by ``osft.data.processing.process``: ``input_ids``, ``labels`` (-100 where a token
 is not trained) and ``row``, its number in the source. Each trained turn (a run of labels other than -100) is
 scored given all tokens before it. The token ids go to the model as they are: text decoded and encoded again
 may tokenize differently, and would then measure something the model never saw.
@@ -30,7 +30,7 @@ from lm_eval.api.metrics import mean, weighted_mean
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
-from osft.data.rows import IGNORED_LABEL
+from osft.data.validation.rows import IGNORED_LABEL
 from osft.errors import DataError, EvaluationError, MissingPathError
 from osft.evaluation.config import HOLDOUT_TASK
 
