@@ -92,13 +92,13 @@ DATA_PEER_VENV := build/bench-data-venv
 bench-data: $(VENV)/.installed-demo $(DATA_PEER_VENV)/.installed ## Measure download, validation and processing beside a peer (about 25 minutes)
 	@"$(VENV_PYTHON)" -m benchmarks.data $(BENCH_OPTIONS)
 
-$(DATA_PEER_VENV)/.installed: benchmarks/data_requirements.txt constraints.txt | $(VENV)/.created
+$(DATA_PEER_VENV)/.installed: benchmarks/data/requirements.txt constraints.txt | $(VENV)/.created
 	@echo "Installing the peer into $(DATA_PEER_VENV) (a few minutes)"
 	@"$(VENV_PYTHON)" -m venv --clear "$(DATA_PEER_VENV)"
 	@"$(DATA_PEER_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
 	@"$(DATA_PEER_VENV)/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
 		--constraint constraints.txt --build-constraint constraints.txt torch \
-		--requirement benchmarks/data_requirements.txt
+		--requirement benchmarks/data/requirements.txt
 	@touch "$@"
 
 .PHONY: clean

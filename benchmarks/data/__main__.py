@@ -16,10 +16,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.data_report import Line, Round, compare_sizes, compare_tasks, describe_download, print_lines
-from benchmarks.data_rows import write_conversations, write_download, write_texts, write_tokenizer
-from benchmarks.data_server import serve
-from benchmarks.data_worker import ROOT, Measurement, Task, measure
+from benchmarks.data.report import Line, Round, compare_sizes, compare_tasks, describe_download, print_lines
+from benchmarks.data.rows import write_conversations, write_download, write_texts, write_tokenizer
+from benchmarks.data.server import serve
+from benchmarks.data.worker import ROOT, Measurement, Task, measure
 from benchmarks.report import Origin, describe_machine, write_results
 from osft.logs import configure_logging
 
@@ -127,15 +127,15 @@ def measure_size(place: Bench, rows: int) -> list[Round]:
         "process": own_task("process", str(conversations), place, rows),
     }
     if place.peer_python is not None and rows <= MAX_PEER_ROWS:
-        script = str(ROOT / "benchmarks" / "data_peer.py")
+        script = str(ROOT / "benchmarks" / "data" / "peer.py")
         command = (str(place.peer_python), script)
         tasks["peer"] = Task(command=command, source=str(conversations), tokenizer=place.tokenizer, rows=rows)
     return [measure_round(place, tasks, rows, number) for number in range(count_rounds(rows, place.rounds))]
 
 
 def own_task(name: str, source: str, place: Bench, rows: int) -> Task:
-    """Return one of :data:`benchmarks.data_tasks.TASKS`."""
-    command = (sys.executable, "-m", "benchmarks.data_tasks", name)
+    """Return one of :data:`benchmarks.data.tasks.TASKS`."""
+    command = (sys.executable, "-m", "benchmarks.data.tasks", name)
     return Task(command=command, source=source, tokenizer=place.tokenizer, rows=rows)
 
 

@@ -1,4 +1,4 @@
-"""The conversations, and the tokenizer, that ``benchmarks/data.py`` measures with: made here, the same each time.
+"""The conversations, and the tokenizer, that ``benchmarks/data/`` measures with: made here, the same each time.
 
 Words follow Zipf's law, as those of a language do, because a tokenizer's speed hangs on how often it meets a word
 again. Conversations come in blocks with a seed of their own, so a smaller file is the beginning of a larger one, and

@@ -1,6 +1,6 @@
-"""A web server on loopback that ``benchmarks/data.py`` downloads from, in a process of its own.
+"""A web server on loopback that ``benchmarks/data/`` downloads from, in a process of its own.
 
-``python -m benchmarks.data_server FOLDER SOCKET``: serves the files of a folder, with ETags and ranges, on a socket
+``python -m benchmarks.data.server FOLDER SOCKET``: serves the files of a folder, with ETags and ranges, on a socket
 that listens already, so that nobody has to wait for it.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from benchmarks.data_worker import ROOT
+from benchmarks.data.worker import ROOT
 
 LOOPBACK = "127.0.0.1"
 
@@ -23,7 +23,7 @@ def serve(folder: Path) -> Iterator[str]:
     """Serve ``folder`` for the length of a ``with`` block; yields the URL of the folder."""
     with socket.create_server((LOOPBACK, 0)) as listening:
         descriptor = listening.fileno()
-        command = [sys.executable, "-m", "benchmarks.data_server", str(folder), str(descriptor)]
+        command = [sys.executable, "-m", "benchmarks.data.server", str(folder), str(descriptor)]
         with subprocess.Popen(command, cwd=ROOT, pass_fds=[descriptor]) as server:  # noqa: S603 our own module
             try:
                 yield f"http://{LOOPBACK}:{listening.getsockname()[1]}"

@@ -1,7 +1,7 @@
 """What instructlab-training does with the conversations, in a process of its own and in the peer's environment.
 
-``PYTHON benchmarks/data_peer.py ROWS_FILE FOLDER TOKENIZER``: a script that needs nothing of this project, whose
-packages the peer's environment does not have. It measures as :mod:`benchmarks.data_tasks` does.
+``PYTHON benchmarks/data/peer.py ROWS_FILE FOLDER TOKENIZER``: a script that needs nothing of this project, whose
+packages the peer's environment does not have. It measures as :mod:`benchmarks.data.tasks` does.
 """
 
 import json
@@ -34,7 +34,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     with (output / "data.jsonl").open("rb") as lines:
         rows = sum(1 for _ in lines)
-    # Linux's own record of this process, as in benchmarks.data_worker.
+    # Linux's own record of this process, as in benchmarks.data.worker.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = re.search(r"VmHWM:\s+(\d+) kB", status)
     measured = {"rows": rows, "seconds": seconds, "main_peak_bytes": int(peak[1]) * 1024 if peak else 0}

@@ -1,6 +1,6 @@
-"""One task of ``benchmarks/data.py`` in a process of its own.
+"""One task of ``benchmarks/data/`` in a process of its own.
 
-``python -m benchmarks.data_tasks TASK SOURCE FOLDER TOKENIZER``, where :mod:`benchmarks.data_worker` starts it.
+``python -m benchmarks.data.tasks TASK SOURCE FOLDER TOKENIZER``, where :mod:`benchmarks.data.worker` starts it.
 
 What the task imports is imported before the clock starts; what it does then, starting worker processes and loading the
 tokenizer included, is timed. ``FOLDER`` receives what the task writes, and what was measured in ``measured.json``.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks.data_worker import MEASURED_NAME, Timing, peak_bytes_of_this_process
+from benchmarks.data.worker import MEASURED_NAME, Timing, peak_bytes_of_this_process
 from osft.logs import configure_logging
 from osft.workspace import write_json
 

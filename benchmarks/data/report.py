@@ -1,4 +1,4 @@
-"""The numbers of ``benchmarks/data.py``: rates, ratios and memory, each with its goal, as JSON and as tables."""
+"""The numbers of ``benchmarks/data/``: rates, ratios and memory, each with its goal, as JSON and as tables."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Column, Table
 
-from benchmarks.data_worker import Measurement
+from benchmarks.data.worker import Measurement
 from benchmarks.report import Origin, Result
 
 Round = Mapping[str, Measurement]

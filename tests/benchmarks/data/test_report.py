@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmarks.data_report import (
+from benchmarks.data.report import (
     Goal,
     Line,
     compare_sizes,
@@ -13,7 +13,7 @@ from benchmarks.data_report import (
     describe_download,
     print_lines,
 )
-from benchmarks.data_worker import Measurement, Timing
+from benchmarks.data.worker import Measurement, Timing
 from benchmarks.report import Origin
 
 ORIGIN = Origin(machine="a machine", command="a command")

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.data_rows import (
+from benchmarks.data.rows import (
     ROWS_PER_BLOCK,
     BlockMaker,
     make_blocks,

@@ -8,8 +8,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from benchmarks.data import count_rounds, find_peer
-from benchmarks.data_worker import ROOT, MeasurementError, Task, measure
+from benchmarks.data.__main__ import count_rounds, find_peer
+from benchmarks.data.worker import ROOT, MeasurementError, Task, measure
 
 # A task that keeps a process of 64 MB beside its own while it says that it did three rows.
 TASK = """

@@ -20,7 +20,7 @@ import psutil
 
 from osft.errors import OsftError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MEASURED_NAME = "measured.json"
 # A look takes 3 ms: more of them would slow down what is measured.
 SAMPLE_SECONDS = 0.1
