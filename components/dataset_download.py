@@ -17,7 +17,7 @@ def dataset_download(run_id: str, uri: str, rows: dsl.Output[dsl.Dataset]) -> No
     import hashlib
 
     from osft.data.download.download import download_into_run
-    from osft.data.download.web import public_uri
+    from osft.data.download.links import public_uri
     from osft.data.files import SOURCE_NAME
     from osft.logs import configure_logging
     from osft.workspace import Workspace, read_json

@@ -100,7 +100,7 @@ def process(
     holdout_fraction: Annotated[float, typer.Option(help="Share of the rows kept for the evaluation, 0 to 1.")] = 0.1,
     on_too_long: Annotated[str, typer.Option(help="What happens to a longer row: drop, truncate or fail.")] = "drop",
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
-    data_format: FormatOption = "messages",
+    data_format: FormatOption = "auto",
     block_size: Annotated[int | None, typer.Option(help="Tokens of a block, with --data-format documents.")] = None,
     document_column: ColumnOption = "document",
 ) -> None:

@@ -40,12 +40,12 @@ class ContentCache:
         """Return the folder of ``key``, which exists if it is kept."""
         return self.root / key
 
-    def take(self, key: str, output: Path) -> bool:
-        """Link the files kept under ``key`` into ``output``; return whether there are any."""
+    def take(self, key: str, output: Path, names: Iterable[str]) -> bool:
+        """Link the files ``names`` kept under ``key`` into ``output``, in this order; return whether there are any."""
         entry = self.entry(key)
         if not entry.is_dir():
             return False
-        link_files(sorted(entry.iterdir()), output)
+        link_files([entry / name for name in names], output)
         logger.info("taken from the cache: %s", entry)
         return True
 

@@ -21,9 +21,9 @@ def test_what_is_kept_is_linked_into_another_folder(tmp_path: Path) -> None:
     cache = ContentCache(tmp_path / "cache")
     file = make_file(tmp_path / "made", "content")
 
-    missed = cache.take("key", tmp_path / "taken")
+    missed = cache.take("key", tmp_path / "taken", ["a.txt"])
     cache.keep("key", [file])
-    found = cache.take("key", tmp_path / "taken")
+    found = cache.take("key", tmp_path / "taken", ["a.txt"])
 
     assert (missed, found) == (False, True)
     assert (tmp_path / "taken/a.txt").samefile(file)

@@ -1,14 +1,12 @@
 """Token rows as the trainer reads them: from ``train.parquet``, or from JSON Lines that the user tokenized.
 
-Every row is checked before a step is taken: an id outside the embedding would only show as an opaque device error.
-A file that processing wrote says in its metadata that this is done, and is not looked through again.
+Every row is checked as it is read: an id outside the embedding would only show as an opaque device error.
 
 A run draws its rows in random order, epoch after epoch, so all tokens are kept in memory: 8 bytes each, an id and a
 label, in arrays of many rows. A row becomes Python objects when it is taken. What steps are planned from, the lengths
 and the trained tokens, are arrays beside them.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -38,9 +36,6 @@ SCHEMA = pa.schema(
         ("trained_tokens", pa.int32()),
     ]
 )
-# In the metadata of a file whose writer checked every row.
-CHECKED_KEY = b"osft.checked"
-CHECK_FORMAT = 1
 # Read at once: some megabytes beside what is kept, and numpy's cost for each call does not show.
 BLOCK_ROWS = 2048
 
@@ -167,17 +162,6 @@ class Samples(Sequence[Sample]):
         return replace(self, lengths=np.minimum(self.lengths, max_tokens), trained_tokens=trained_tokens)
 
 
-def with_check_mark(schema: pa.Schema, vocab_size: int) -> pa.Schema:
-    """Return ``schema`` with metadata that says that the rows are checked, so that no reader looks at them again.
-
-    It promises that every id is from 0 to ``vocab_size - 1``, that every label is that or -100, that a row's
-    ``input_ids`` and ``labels`` are as long as ``length`` says, and that every row trains ``trained_tokens``, at
-    least one.
-    """
-    mark = json.dumps({"vocab_size": vocab_size, "format": CHECK_FORMAT}).encode()
-    return schema.with_metadata({CHECKED_KEY: mark})
-
-
 def count_trained(labels: Tokens, lengths: Integers) -> Integers:
     """Return for each row the labels that count, ``[rows]``; the first of a row does not: nothing predicts it.
 
@@ -205,7 +189,7 @@ def gather_samples(samples: Iterable[Sample]) -> Samples:
 
 
 def load_samples(path: Path, vocab_size: int) -> Samples:
-    """Read every row of a processed dataset, and check those that their writer has not checked for ``vocab_size``.
+    """Read and check every row of a processed dataset.
 
     Args:
         path: a parquet file with ``input_ids`` and ``labels`` (and ``row``, else the rows are numbered from 1), a
@@ -231,15 +215,11 @@ def load_samples(path: Path, vocab_size: int) -> Samples:
 def _parquet_blocks(file: Path, vocab_size: int) -> Iterator[TokenBlock]:
     """Yield the rows of a parquet file, whose columns may be of any integer width."""
     with _open_parquet(file) as parquet:
-        names = parquet.schema_arrow.names
-        promised = _promised_vocab_size(parquet.metadata.metadata or {})
-        is_checked = promised is not None and promised <= vocab_size and "trained_tokens" in names
-        wanted = ("input_ids", "labels", "row", *(["trained_tokens"] if is_checked else []))
         first = 1
-        for batch in _read_batches(file, parquet, [column for column in wanted if column in names]):
+        columns = [column for column in ("input_ids", "labels", "row") if column in parquet.schema_arrow.names]
+        for batch in _read_batches(file, parquet, columns):
             block = _to_block(file, batch, first)
-            if not is_checked:
-                _check_block(file, block, vocab_size)
+            _check_block(file, block, vocab_size)
             yield block
             first += len(batch)
 
@@ -259,18 +239,6 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
 
 def _unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file}: it cannot be read as parquet ({type(error).__name__}). Process the data again.")
-
-
-def _promised_vocab_size(metadata: dict[bytes, bytes]) -> int | None:
-    """Return the vocabulary for which the writer checked every row, ``None`` if the file says nothing known."""
-    try:
-        mark = json.loads(metadata.get(CHECKED_KEY, b"null"))
-    except ValueError:
-        # Not our mark, so the rows are checked.
-        return None
-    if not isinstance(mark, dict) or mark.get("format") != CHECK_FORMAT:
-        return None
-    return mark["vocab_size"] if isinstance(mark.get("vocab_size"), int) else None
 
 
 def _read_batches(file: Path, parquet: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -293,8 +261,7 @@ def _to_block(file: Path, batch: pa.RecordBatch, first: int) -> TokenBlock:
             f"{file}, row {rows[index]}: {lengths[index]} input_ids but {label_lengths[index]} labels; "
             "give one label for each token."
         )
-    is_counted = "trained_tokens" in names
-    trained = _int64_column(file, batch, "trained_tokens") if is_counted else count_trained(labels, lengths)
+    trained = count_trained(labels, lengths)
     return TokenBlock(input_ids=input_ids, labels=labels, lengths=lengths, rows=rows, trained_tokens=trained)
 
 

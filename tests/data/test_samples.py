@@ -1,4 +1,4 @@
-"""Token rows in arrays: what is read, what is checked, and what a writer's promise spares."""
+"""Token rows in arrays: what is read and what is checked."""
 
 import tracemalloc
 from pathlib import Path
@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from osft.data import samples as samples_module
 from osft.data.samples import (
-    CHECKED_KEY,
     SCHEMA,
     Sample,
     Samples,
@@ -22,7 +21,6 @@ from osft.data.samples import (
     gather_samples,
     load_samples,
     token_lengths,
-    with_check_mark,
 )
 from osft.errors import DataError
 
@@ -137,43 +135,13 @@ def test_the_first_label_of_a_row_is_never_counted(labels: list[int], lengths: l
     assert counted.tolist() == expected
 
 
-def test_a_checked_file_is_not_checked_again(tmp_path: Path) -> None:
-    # The id shows whether anyone looks: the mark says that all are below 50.
-    row = {"input_ids": [1, VOCABULARY], "labels": [1, 1], "trained_tokens": 9}
-    path = write_processed(tmp_path / "data.parquet", [row], with_check_mark(SCHEMA, 50))
-
-    samples = load_samples(path, vocab_size=50)
-
-    assert samples.trained_tokens.tolist() == [9]
-
-
-@pytest.mark.parametrize(
-    "mark",
-    [
-        with_check_mark(SCHEMA, VOCABULARY + 1).metadata[CHECKED_KEY],
-        b'{"vocab_size": 50, "format": 2}',
-        b'{"vocab_size": "50", "format": 1}',
-        b"[1]",
-        b"\xff",
-    ],
-)
-def test_a_file_that_is_checked_for_a_larger_vocabulary_or_in_an_unknown_way_is_checked(
-    tmp_path: Path, mark: bytes
-) -> None:
-    rows = [{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1, VOCABULARY], "labels": [1, 1]}]
-    path = write_processed(tmp_path / "data.parquet", rows, SCHEMA.with_metadata({CHECKED_KEY: mark}))
-
-    with pytest.raises(DataError, match=r"row 2: input_ids\[1\] is 100; allowed is 0 to 99; process the data"):
-        load_samples(path, VOCABULARY)
-
-
-def test_a_marked_file_without_counts_is_checked_and_counted(tmp_path: Path) -> None:
-    schema = with_check_mark(pa.schema([SCHEMA.field("input_ids"), SCHEMA.field("labels")]), VOCABULARY)
-    path = write_processed(tmp_path / "data.parquet", [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}], schema)
+def test_what_the_small_columns_say_is_counted_anew(tmp_path: Path) -> None:
+    row = {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "length": 7, "trained_tokens": 9}
+    path = write_processed(tmp_path / "data.parquet", [row])
 
     samples = load_samples(path, VOCABULARY)
 
-    assert samples.trained_tokens.tolist() == [2]
+    assert (samples.lengths.tolist(), samples.trained_tokens.tolist()) == ([3], [2])
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ from osft.errors import DataError, one_line
 # Each costs memory for as long as the archive is open.
 MAX_MEMBERS = 100_000
 MEMBERS_NAMED_IN_ERROR = 5
+# Of a zip's directory, which is read at once: names of half a thousand bytes for that many members.
+MAX_DIRECTORY_BYTES = 1 << 26
+ZIP_ENTRY_MAGIC = b"PK\1\2"
 DRIVE = re.compile(r"[A-Za-z]:")
 TAR_BLOCK_BYTES = 512
 # The standard library unpacks these two in bounded memory.
@@ -67,6 +70,10 @@ class _Member:
         return not self.is_folder and not hidden and is_data_file(self.name)
 
 
+class _TooManyMembersError(Exception):
+    """There is no memory for them."""
+
+
 class _HeaderReader(io.FileIO):
     """A tar file whose headers are short: tarfile reads one at once, and it may claim to have gigabytes."""
 
@@ -74,6 +81,19 @@ class _HeaderReader(io.FileIO):
         if size is None or not 0 <= size <= CHUNK_BYTES:
             raise tarfile.ReadError(f"a header has more than {CHUNK_BYTES} bytes")
         return super().read(size) or b""
+
+
+class _DirectoryReader(io.FileIO):
+    """A zip file whose directory is short: zipfile makes an object of each entry, however many its end counts."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        # Without a size, it is only ever asked for the last bytes of the file.
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has more than {MAX_DIRECTORY_BYTES} bytes")
+        content = super().read(size) or b""
+        if content.count(ZIP_ENTRY_MAGIC) > MAX_MEMBERS:
+            raise _TooManyMembersError
+        return content
 
 
 def archived_files(path: Path, name: str, scratch: Path) -> Iterator[tuple[str, Path]]:
@@ -108,13 +128,17 @@ def _open_members(path: Path, name: str, kind: str) -> Iterator[list[_Member]]:
     with ExitStack() as stack:
         try:
             members = _zip_members(path, stack) if kind == ".zip" else _tar_members(path, stack)
+        except _TooManyMembersError as error:
+            raise DataError(
+                f"{name}: it has more than {MAX_MEMBERS} members. Unpack it and give the folder."
+            ) from error
         except ARCHIVE_ERRORS as error:
             raise _damaged(name, error) from error
         yield members
 
 
 def _zip_members(path: Path, stack: ExitStack) -> list[_Member]:
-    archive = stack.enter_context(zipfile.ZipFile(path))
+    archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(_DirectoryReader(path))))
     return [
         _Member(
             # As it is stored: what zipfile makes of it ends before a NUL.
@@ -142,8 +166,9 @@ def _tar_members(path: Path, stack: ExitStack) -> list[_Member]:
     file = stack.enter_context(_HeaderReader(path))
     archive = stack.enter_context(tarfile.TarFile(fileobj=file))
     infos = list(islice(archive, MAX_MEMBERS + 1))
-    if len(infos) <= MAX_MEMBERS:
-        _check_tar_end(file, archive.offset)
+    if len(infos) > MAX_MEMBERS:
+        raise _TooManyMembersError
+    _check_tar_end(file, archive.offset)
     return [
         _Member(
             name=info.name, is_folder=info.isdir(), refusal=_tar_refusal(info), open=partial(_open_tar, archive, info)
@@ -180,8 +205,6 @@ def _data_members(members: Sequence[_Member], name: str) -> list[_Member]:
     Raises:
         DataError: if any member is refused, two data files share a name, or there is none.
     """
-    if len(members) > MAX_MEMBERS:
-        raise DataError(f"{name}: it has more than {MAX_MEMBERS} members. Unpack it and give the folder.")
     for member in members:
         if reason := _refusal(member):
             raise DataError(f"{name}: member {member.name!a} {reason}. Pack plain files again, under relative names.")

@@ -25,16 +25,20 @@ from filelock import FileLock, Timeout
 
 from osft.content_cache import link_files
 from osft.data.download.fetching import DISK_FULL_ERRORS, FileOrigin, RowSource, keep_parts
+from osft.data.download.links import BROKEN_LINK, check_url
 from osft.data.download.local import LocalSource, open_local
 from osft.data.download.row_sink import RowSink
-from osft.data.download.web import WebSource, check_url
+from osft.data.download.web import WebSource
 from osft.data.files import ROWS_NAME, SOURCE_NAME
 from osft.errors import ConfigError, DataError, DownloadError
-from osft.workspace import Workspace, atomic_file, has_size, read_json, write_json
+from osft.workspace import Workspace, atomic_file, has_size, read_json, sync_directory, write_json
 
 logger = logging.getLogger(__name__)
 
-DOWNLOAD_FOLDER, LOCK_NAME = ".download", ".download.lock"
+# Names that no user has given to a file: what they stand for is removed.
+DOWNLOAD_FOLDER, LOCK_NAME = ".osft-download", ".osft-download.lock"
+# A pod under another user id of the same group goes on here.
+FOLDER_MODE, LOCK_MODE = 0o775, 0o664
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(file):", re.IGNORECASE)
 ALLOWED_SCHEMES = "pvc://, hf://, https://, s3:// and plain paths"
 
@@ -58,6 +62,9 @@ class DownloadReport:
     sha256: str
     """Of ``rows.jsonl``."""
 
+    modified_ns: int
+    """When ``rows.jsonl`` was written: who edits it later is found out without reading it again."""
+
     revision: str | None
     """Commit of a hub's dataset."""
 
@@ -77,7 +84,7 @@ def download_dataset(uri: str, output: Path, *, workspace: Workspace | None = No
     """Write the rows behind ``uri`` to ``output/rows.jsonl``, and where they came from to ``output/source.json``.
 
     Where both are there from an earlier call and the source did not change since, nothing is fetched or written. What
-    a call that failed has fetched lies in ``output/.download``, for the next one to go on with.
+    a call that failed has fetched lies in ``output/.osft-download``, for the next one to go on with.
 
     Args:
         uri: the dataset; credentials come from the environment, never from here.
@@ -91,9 +98,9 @@ def download_dataset(uri: str, output: Path, *, workspace: Workspace | None = No
         DownloadError: if a server does not give the data, or the disk is full.
         DataError: if a file is damaged, or there are no rows.
     """
-    source = open_source(uri, workspace)
-    with _alone_in(output, source):
-        return _download_if_changed(source, output)
+    with _alone_in(output, open_source(uri, workspace)):
+        # Files may have come or gone while this process waited.
+        return _download_if_changed(open_source(uri, workspace), output)
 
 
 def download_into_run(uri: str, directory: Path, workspace: Workspace) -> DownloadReport:
@@ -114,7 +121,7 @@ def download_into_run(uri: str, directory: Path, workspace: Workspace) -> Downlo
     output = workspace.datasets / _hash_identity(source)
     # Linked before the next one may replace them: rows and report belong together.
     with _alone_in(output, source):
-        report = _download_if_changed(source, output)
+        report = _download_if_changed(open_source(uri, workspace), output)
         link_files([output / ROWS_NAME, output / SOURCE_NAME], directory)
     return report
 
@@ -144,9 +151,6 @@ def _download(source: RowSource, output: Path) -> DownloadReport:
                 origins = source.copy_rows(sink, folder)
             if sink.progress.rows == 0:
                 raise DataError(f"{source.uri}: there are no rows in it. Give a dataset that has some.")
-        # Should this process end here, no report speaks of other rows than those beside it.
-        (output / SOURCE_NAME).unlink(missing_ok=True)
-        (folder / ROWS_NAME).replace(output / ROWS_NAME)
         only = origins[0] if len(origins) == 1 else FileOrigin(name="")
         report = DownloadReport(
             uri=source.uri,
@@ -154,6 +158,7 @@ def _download(source: RowSource, output: Path) -> DownloadReport:
             rows=sink.progress.rows,
             size_bytes=sink.progress.size_bytes,
             sha256=sink.sha256,
+            modified_ns=(folder / ROWS_NAME).stat().st_mtime_ns,
             revision=only.revision,
             etag=only.etag,
             last_modified=only.last_modified,
@@ -161,7 +166,12 @@ def _download(source: RowSource, output: Path) -> DownloadReport:
         )
         stored = asdict(report)
         del stored["unchanged"]
-        write_json(output / SOURCE_NAME, stored)
+        write_json(folder / SOURCE_NAME, stored)
+        # Both are whole. Should this process end here, no report speaks of other rows than those beside it.
+        (output / SOURCE_NAME).unlink(missing_ok=True)
+        for name in (ROWS_NAME, SOURCE_NAME):
+            (folder / name).replace(output / name)
+        sync_directory(output)
     sink.progress.log()
     return report
 
@@ -175,12 +185,13 @@ def _read_report(output: Path, source: RowSource) -> DownloadReport | None:
     except (OSError, ValueError, TypeError, KeyError):
         # There is none, or one of another version of this code: the source is fetched.
         return None
-    is_whole = has_size(output / ROWS_NAME, report.size_bytes)
+    rows = output / ROWS_NAME
+    is_whole = has_size(rows, report.size_bytes) and rows.stat().st_mtime_ns == report.modified_ns
     return report if is_whole and report.identity_sha256 == _hash_identity(source) else None
 
 
 def _hash_identity(source: RowSource) -> str:
-    return hashlib.sha256(source.identity.encode()).hexdigest()
+    return hashlib.sha256(source.identity.encode(errors="surrogateescape")).hexdigest()
 
 
 @contextmanager
@@ -188,18 +199,20 @@ def _alone_in(output: Path, source: RowSource) -> Iterator[None]:
     """Keep other processes out of ``output``, which is made if missing, after waiting for one that is in it.
 
     Raises:
-        ConfigError: if ``output`` lies in the source.
+        ConfigError: if ``output`` lies in the source, or cannot be written to.
     """
     if isinstance(source, LocalSource):
         source.refuse_output(output)
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / LOCK_NAME)
+    lock = FileLock(output / LOCK_NAME, mode=LOCK_MODE)
+    with _writing_to(output):
+        _make_folder(output)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.info("another process downloads to %s; waiting for it", output)
+            lock.acquire()
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("another process downloads to %s; waiting for it", output)
-        lock.acquire()
-    try:
+        _refuse_folders(output)
         yield
     finally:
         lock.release()
@@ -209,8 +222,11 @@ def _alone_in(output: Path, source: RowSource) -> Iterator[None]:
 def _download_folder(output: Path) -> Iterator[Path]:
     """Yield the folder for files in between, and remove it; after an error, what was fetched stays in it."""
     folder = output / DOWNLOAD_FOLDER
-    folder.mkdir(exist_ok=True)
-    keep_parts(folder)
+    if folder.is_symlink():
+        raise ConfigError(f"'{folder}' is a link, and what it leads to would be removed. Remove the link.")
+    with _writing_to(output):
+        _make_folder(folder)
+        keep_parts(folder)
     try:
         yield folder
     except BaseException:
@@ -221,15 +237,51 @@ def _download_folder(output: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@contextmanager
+def _writing_to(output: Path) -> Iterator[None]:
+    """Tell in one line why ``output`` cannot be written to.
+
+    Raises:
+        ConfigError: if it is a file, may not be written to, or is on a disk that is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"output '{output}' cannot be written to ({error.filename}: {error.strerror}). Mend it or choose another "
+            "folder."
+        ) from error
+
+
+def _refuse_folders(output: Path) -> None:
+    for path in (output / ROWS_NAME, output / SOURCE_NAME):
+        if path.is_dir():
+            raise ConfigError(f"'{path}' is a folder, but a file of that name is to be written. Choose another output.")
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder that the group may write to, and those above it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        folder.chmod(FOLDER_MODE)
+
+
 def open_source(uri: str, workspace: Workspace | None) -> RowSource:
     """Return the source that ``uri`` names; nothing is fetched yet.
 
     Raises:
         ConfigError, MissingPathError, WorkspaceError: as :func:`download_dataset`.
     """
+    uri = uri.strip()
+    if BROKEN_LINK.match(uri):
+        raise ConfigError(
+            "the dataset URI looks like a link but is none (it is not repeated: it may hold a secret). "
+            "Give https://host/path, without quotes."
+        )
     match = SCHEME.match(uri)
     if match is None:
-        if not uri.strip():
+        if not uri:
             raise ConfigError(f"the dataset URI is empty; allowed are {ALLOWED_SCHEMES}.")
         return open_local(uri, uri, None)
     scheme = (match.group(1) or match.group(2)).lower()
@@ -254,8 +306,9 @@ def _refuse_credentials(uri: str) -> None:
     """Refuse a URI that carries user and password, without repeating them."""
     try:
         authority = urlsplit(uri).netloc
-    except ValueError as error:
-        raise ConfigError(f"the dataset URI cannot be read ({error}). Give scheme://host/path.") from error
+    except ValueError:
+        # Not chained: it may quote the credentials.
+        raise ConfigError("the dataset URI cannot be read. Give scheme://host/path.") from None
     if "@" in authority:
         raise ConfigError("the dataset URI carries credentials before '@'. Give them through the environment instead.")
 

@@ -31,7 +31,11 @@ ATTEMPTS = 6
 FIRST_WAIT_SECONDS = 1.0
 # Also for a server that asks for more patience.
 LONGEST_WAIT_SECONDS = 120.0
-TOO_MANY_REQUESTS, FIRST_SERVER_ERROR = 429, 500
+# Request timeout, too early, too many requests.
+TRANSIENT_REFUSALS = (408, 425, 429)
+FIRST_SERVER_ERROR = 500
+# Not implemented, HTTP version not supported, network authentication required: waiting mends none of them.
+LASTING_SERVER_ERRORS = (501, 505, 511)
 # A quota and a limit of the process read the same to who must make room.
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PART_SUFFIX, RECORD_SUFFIX = ".part", ".json"
@@ -52,6 +56,9 @@ class FileOrigin:
 
     last_modified: str | None = None
     """As the source writes it."""
+
+    validator: str | None = None
+    """What names the version for sure: a strong ETag, or a time that was long past when the file was fetched."""
 
     sha256: str | None = None
     """Of the bytes that were fetched."""
@@ -190,7 +197,7 @@ def keep_parts(folder: Path) -> None:
         has_bytes = path.with_suffix(PART_SUFFIX).exists() and path.with_suffix(PART_SUFFIX).stat().st_size > 0
         if path.suffix in (PART_SUFFIX, RECORD_SUFFIX) and has_bytes:
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -268,4 +275,4 @@ class _Patience:
 
 def is_transient_status(status: int) -> bool:
     """Return whether an HTTP status may be another one next time."""
-    return status == TOO_MANY_REQUESTS or status >= FIRST_SERVER_ERROR
+    return status in TRANSIENT_REFUSALS or (status >= FIRST_SERVER_ERROR and status not in LASTING_SERVER_ERRORS)

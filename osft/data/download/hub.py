@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+import pyarrow as pa
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi
@@ -22,14 +23,13 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabl
 from osft.data.download.fetching import DownloadInterruptedError, FileOrigin, is_transient_status, with_retries
 from osft.data.download.formats import write_rows
 from osft.data.download.row_sink import RowSink
+from osft.data.download.tables import PIECE_ROWS, python_rows
 from osft.errors import ConfigError, DownloadError, one_line
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 SPLIT = "train"
-# Rows that are Python objects at once.
-BATCH_ROWS = 1_000
 HUB_URI = re.compile(
     r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@:/\s]+))?(?:@(?P<revision>[^@:\s]+))?", re.ASCII
 )
@@ -85,7 +85,7 @@ class HubSource:
         commit = with_retries(lambda: self._ask(self._resolve_commit))
         dataset = with_retries(lambda: self._ask(lambda: self._load(commit)))
         first_line = sink.lines + 1
-        write_rows(_rows(dataset), self.uri, sink)
+        write_rows(python_rows(_batches(dataset), self.uri), self.uri, sink)
         lines = sink.lines + 1 - first_line
         return (FileOrigin(name=self.name, revision=commit, first_line=first_line, lines=lines),)
 
@@ -120,14 +120,14 @@ class HubSource:
         try:
             return HfApi().dataset_info(self.name, revision=self.revision).sha
         except OfflineModeIsEnabled:
-            logger.warning("%s: the hub is switched off (HF_HUB_OFFLINE); what is in the cache is taken")
+            logger.warning("%s: the hub is switched off (HF_HUB_OFFLINE); what is in the cache is taken", self.uri)
             return None
 
     def _load(self, commit: str | None) -> Dataset:
         return load_dataset(self.name, self.config, split=SPLIT, revision=commit or self.revision)
 
 
-def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _batches(dataset: Dataset) -> Iterator[pa.RecordBatch]:
     # As Arrow has them: decoding would turn media into objects that no JSON has.
-    for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
-        yield from table.to_pylist()
+    for table in dataset.with_format("arrow").iter(batch_size=PIECE_ROWS):
+        yield from table.to_batches()

@@ -7,6 +7,7 @@ Folders that cannot be read and links that lead nowhere are errors: leaving them
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -18,7 +19,7 @@ from osft.data.download.fetching import FileOrigin
 from osft.data.download.formats import copy_rows
 from osft.data.download.row_sink import RowSink
 from osft.data.download.suffixes import ALLOWED_SUFFIXES, is_known
-from osft.data.files import ROWS_NAME
+from osft.data.files import ROWS_NAME, SOURCE_NAME
 from osft.errors import ConfigError, DataError, MissingPathError
 from osft.workspace import Workspace, sha256_of_file
 
@@ -40,6 +41,9 @@ class LocalSource:
 
     files: tuple[Path, ...]
 
+    workspace: Workspace | None = None
+    """What no file may leave, links followed; ``None`` for a plain path."""
+
     @property
     def identity(self) -> str:
         """What tells this source from every other one, wherever it is asked for from."""
@@ -56,18 +60,21 @@ class LocalSource:
         Raises:
             ConfigError: if it would.
         """
-        root, written = self.root.resolve(), output.resolve() / ROWS_NAME
-        replaces = written in (file.resolve() for file in self.files)
-        becomes_part = (
-            self.pattern is not None
-            and written.is_relative_to(root)
-            and _matches(written.relative_to(root).parts, self.pattern)
+        root, files = self.root.resolve(), {file.resolve() for file in self.files}
+        written = [output.resolve() / name for name in (ROWS_NAME, SOURCE_NAME)]
+        becomes_part = self.pattern is not None and any(
+            path.is_relative_to(root) and matches_pattern(path.relative_to(root).parts, self.pattern)
+            for path in written
         )
-        if replaces or becomes_part:
+        if becomes_part or not files.isdisjoint(written):
             raise ConfigError(f"output '{output}' lies in the source {self.uri}. Choose another folder.")
 
     def origins(self) -> tuple[FileOrigin, ...]:
-        """Describe the files without reading them: equal descriptions mean that nothing has been written to them."""
+        """Describe the files without reading them: equal descriptions mean that nothing has been written to them.
+
+        Raises:
+            MissingPathError: if one was removed since.
+        """
         return tuple(self._origin(file) for file in self.files)
 
     def copy_rows(self, sink: RowSink, folder: Path) -> tuple[FileOrigin, ...]:
@@ -75,26 +82,41 @@ class LocalSource:
 
         Raises:
             DataError: if a file is not what its suffix says, or is written to meanwhile.
+            MissingPathError: if one was removed since.
+            WorkspaceError: if a link was put in since that leaves the workspace.
         """
         return tuple(self._copy_file(file, sink, folder) for file in self.files)
 
     def _copy_file(self, file: Path, sink: RowSink, folder: Path) -> FileOrigin:
         origin, lines_before = self._origin(file), sink.lines
-        copy_rows(file, origin.name, sink, folder)
-        sha256 = sha256_of_file(file)
+        # Again: the list may be hours old.
+        _check_file(self.uri, file, self.workspace)
+        with self._expecting(file):
+            copy_rows(file, origin.name, sink, folder)
+            sha256 = sha256_of_file(file)
         if self._origin(file) != origin:
             raise DataError(f"{origin.name}: the file changed while it was read. Try again when it is finished.")
         return replace(origin, sha256=sha256, first_line=lines_before + 1, lines=sink.lines - lines_before)
 
     def _origin(self, file: Path) -> FileOrigin:
-        state = file.stat()
+        with self._expecting(file):
+            state = file.stat()
         changed = datetime.fromtimestamp(state.st_mtime_ns // NANOSECONDS_PER_SECOND, tz=UTC)
         return FileOrigin(
             name=file.relative_to(self.root).as_posix(),
             size_bytes=state.st_size,
-            etag=f"{state.st_size}-{state.st_mtime_ns}",
+            # A copy that keeps the size and the time of writing is another file, or was changed later.
+            etag=f"{state.st_size}-{state.st_mtime_ns}-{state.st_ctime_ns}-{state.st_ino}",
             last_modified=changed.isoformat(),
         )
+
+    @contextmanager
+    def _expecting(self, file: Path) -> Iterator[None]:
+        """Say so if the file, which was there when it was listed, no longer is."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise MissingPathError(f"{self.uri}: {file.name} was removed meanwhile. Try again.") from error
 
 
 def open_local(uri: str, location: str, workspace: Workspace | None) -> LocalSource:
@@ -107,7 +129,7 @@ def open_local(uri: str, location: str, workspace: Workspace | None) -> LocalSou
 
     Raises:
         MissingPathError: if nothing is there, or nothing matches.
-        DataError: if no file has a known suffix, or one cannot be read.
+        DataError: if no file has a known suffix, or one cannot be read or has a name that is not UTF-8.
         WorkspaceError: if the location, or a link among the files, leaves the workspace.
     """
     fixed, pattern = _split_pattern(location, workspace.root if workspace else Path())
@@ -115,7 +137,8 @@ def open_local(uri: str, location: str, workspace: Workspace | None) -> LocalSou
     if not root.exists():
         raise MissingPathError(f"{uri}: there is no such file or folder. Check the spelling.")
     if root.is_file() and not pattern:
-        return LocalSource(uri=uri, root=root.parent, pattern=None, files=(root,))
+        _check_file(uri, root, workspace)
+        return LocalSource(uri=uri, root=root.parent, pattern=None, files=(root,), workspace=workspace)
     files = _list_files(uri, root, pattern or EVERY_FILE)
     if pattern and not files:
         raise MissingPathError(f"{uri}: no file matches. Check the spelling; '**' stands for any folders.")
@@ -127,7 +150,7 @@ def open_local(uri: str, location: str, workspace: Workspace | None) -> LocalSou
         )
     for file in known:
         _check_file(uri, file, workspace)
-    return LocalSource(uri=uri, root=root, pattern=pattern or EVERY_FILE, files=known)
+    return LocalSource(uri=uri, root=root, pattern=pattern or EVERY_FILE, files=known, workspace=workspace)
 
 
 def _split_pattern(location: str, base: Path) -> tuple[str, tuple[str, ...]]:
@@ -141,7 +164,7 @@ def _split_pattern(location: str, base: Path) -> tuple[str, tuple[str, ...]]:
 
 def _list_files(uri: str, root: Path, pattern: Sequence[str]) -> list[Path]:
     """Return what matches below ``root`` and is no folder, in the order of names."""
-    return sorted(root.joinpath(*parts) for parts in _walk(uri, root, pattern) if _matches(parts, pattern))
+    return sorted(root.joinpath(*parts) for parts in _walk(uri, root, pattern) if matches_pattern(parts, pattern))
 
 
 def _walk(uri: str, root: Path, pattern: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -159,21 +182,26 @@ def _walk(uri: str, root: Path, pattern: Sequence[str]) -> Iterator[tuple[str, .
         folders[:] = [name for name in folders if deeper and not name.startswith(".")]
 
 
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Return whether the parts of a path match those of a pattern, hidden ones never."""
     if not pattern:
         return not parts
-    if pattern[0] == ANY_FOLDERS and _matches(parts, pattern[1:]):
+    if pattern[0] == ANY_FOLDERS and matches_pattern(parts, pattern[1:]):
         return True
     if not parts or parts[0].startswith("."):
         return False
     if pattern[0] == ANY_FOLDERS:
-        return _matches(parts[1:], pattern)
-    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+        return matches_pattern(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and matches_pattern(parts[1:], pattern[1:])
 
 
 def _check_file(uri: str, file: Path, workspace: Workspace | None) -> None:
-    """Check that a listed name is a file, and that no link takes it out of the workspace."""
+    """Check that a listed name is a file, that it can be reported, and that no link takes it out of the workspace."""
+    try:
+        str(file.resolve()).encode()
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{str(file)!a}: the name, or a folder's, is not UTF-8. Rename it.") from error
     if workspace is not None:
         workspace.resolve(file.relative_to(workspace.root.resolve()).as_posix())
     if not file.is_file():

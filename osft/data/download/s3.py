@@ -13,8 +13,10 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import s3fs
 from aiohttp import ClientError as ConnectionBrokenError
@@ -29,6 +31,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 from fsspec.asyn import sync
 
 from osft.data.download.fetching import (
@@ -41,9 +44,10 @@ from osft.data.download.fetching import (
     is_transient_status,
     with_retries,
 )
+from osft.data.download.local import EVERY_FILE, matches_pattern
 from osft.data.download.row_sink import RowSink
 from osft.data.download.suffixes import ALLOWED_SUFFIXES, is_known
-from osft.data.download.web_headers import hexadecimal, starts_at
+from osft.data.download.web_headers import hexadecimal, packed_name, starts_at
 from osft.errors import ConfigError, DownloadError, one_line
 
 logger = logging.getLogger(__name__)
@@ -53,12 +57,15 @@ ENDPOINT_VARIABLE, BUCKET_VARIABLE = "AWS_S3_ENDPOINT", "AWS_S3_BUCKET"
 AWS_DOMAIN = ".amazonaws.com"
 # What a connection that breaks may lose.
 BLOCK_BYTES = 1 << 17
-GLOB_CHARACTERS = re.compile(r"[*?\[]")
 # Of an object that was uploaded in one piece; one of several has a hyphen and says nothing of the bytes.
 MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 SHA256_BYTES = 32
 # Encryption under which an ETag still is the MD5 of the bytes.
 PLAIN_ENCRYPTION = (None, "AES256")
+# How an upload was sent; some stores keep it in the header, and the object is not packed that way.
+UPLOAD_ENCODING = "aws-chunked"
+# What stores say with status 400, and yet may not say next time.
+TRANSIENT_CODES = ("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout")
 UNAUTHORIZED, PRECONDITION_FAILED, RANGE_NOT_SATISFIABLE = 401, 412, 416
 Show = Callable[[int, int | None], None]
 
@@ -119,14 +126,14 @@ class S3Source:
 
     @property
     def _path(self) -> str:
-        return self.uri.removeprefix("s3://").rstrip("/")
+        return self.uri.removeprefix("s3://")
 
     def _name(self, entry: dict[str, Any]) -> str:
-        """Return an object's key, relative to the prefix or to the folder before a pattern."""
-        root = self._path
-        if entry["name"] != root and (pattern := GLOB_CHARACTERS.search(root)):
-            root = root[: pattern.start()].rpartition("/")[0]
-        return entry["name"].removeprefix(root).lstrip("/") or entry["name"].rpartition("/")[2]
+        """Return an object's key, relative to the prefix or to the folder before a pattern, fit to be shown."""
+        root = self._path.rstrip("/")
+        if entry["name"] != root and has_magic(root):
+            root, _ = _split_pattern(root)
+        return _printable(entry["name"].removeprefix(root).lstrip("/") or entry["name"].rpartition("/")[2])
 
     def _copy_object(self, store: s3fs.S3FileSystem, entry: dict[str, Any], sink: RowSink, folder: Path) -> FileOrigin:
         name = self._name(entry)
@@ -135,7 +142,7 @@ class S3Source:
             with_retries(lambda: self._ask(lambda: self._fetch(store, entry, part, show)), lambda: part.size_bytes)
         version = part.version or FileVersion()
         sha256 = part.check(f"{self.uri}: {name}")
-        first_line, lines = append_file(part.path, name, sink, folder)
+        first_line, lines = append_file(part.path, packed_name(name, version.encoding, self.uri), sink, folder)
         return FileOrigin(
             name=name,
             size_bytes=part.size_bytes,
@@ -211,7 +218,7 @@ class S3Source:
                 ) from error
             kind = DownloadInterruptedError if _is_transient(error) else DownloadError
             raise kind(
-                f"{self.uri}: the store cannot be read ({type(error).__name__}: {one_line(error)}). "
+                f"{self.uri}: the store cannot be read ({type(error).__name__}: {_printable(one_line(error))}). "
                 f"Check {ENDPOINT_VARIABLE} and AWS_DEFAULT_REGION."
             ) from error
 
@@ -219,10 +226,8 @@ class S3Source:
 def _open_store() -> s3fs.S3FileSystem:
     # Attempts are counted and logged in one place, which is not here.
     config: dict[str, Any] = {"retries": {"total_max_attempts": 1}}
-    url = os.environ.get(ENDPOINT_VARIABLE) or None
+    url = _endpoint()
     if url:
-        # Data science connections often name the host only.
-        url = url if "://" in url else f"https://{url}"
         # Stores other than AWS seldom have a DNS name for each bucket.
         config["s3"] = {"addressing_style": "auto" if AWS_DOMAIN in url else "path"}
     store = s3fs.S3FileSystem(
@@ -232,21 +237,77 @@ def _open_store() -> s3fs.S3FileSystem:
     return store
 
 
-def _list_objects(store: s3fs.S3FileSystem, path: str) -> list[dict[str, Any]]:
-    """Return the object at ``path``, or those of a known suffix below it or of its pattern, in the order of keys."""
+def _endpoint() -> str | None:
+    """Return the store's URL; ``None`` for AWS.
+
+    Raises:
+        ConfigError: if the environment gives something else than a URL.
+    """
+    endpoint = os.environ.get(ENDPOINT_VARIABLE)
+    if not endpoint:
+        return None
+    # Data science connections often name the host only.
+    url = endpoint if "://" in endpoint else f"https://{endpoint}"
     try:
-        entry = store.info(path)
-        if entry["type"] == "file":
-            return [entry]
-        found = store.find(path, detail=True)
+        # Reading the port checks it.
+        is_web = urlsplit(url).scheme in ("http", "https") and urlsplit(url).port != 0
+        is_valid = is_web and (is_valid_endpoint_url(url) or is_valid_ipv6_endpoint_url(url))
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"{ENDPOINT_VARIABLE} is {endpoint!a}, which is no URL. Set it to https://host.")
+    return url
+
+
+def _list_objects(store: s3fs.S3FileSystem, path: str) -> list[dict[str, Any]]:
+    """Return the object at ``path``, or those of a known suffix below it or of its pattern, in the order of keys.
+
+    Raises:
+        FileNotFoundError: if there is no object at all.
+    """
+    if not path.endswith("/") and (entry := _find_object(store, path)):
+        return [entry]
+    found = _find_below(store, path.rstrip("/"), EVERY_FILE)
+    # A key may hold the characters of a pattern: it is one only where no such key exists.
+    if not found and has_magic(path):
+        found = _find_below(store, *_split_pattern(path.rstrip("/")))
+    if not found:
+        raise FileNotFoundError(path)
+    return [entry for entry in found if is_known(_printable(entry["name"]))]
+
+
+def _find_object(store: s3fs.S3FileSystem, path: str) -> dict[str, Any] | None:
+    try:
+        entry: dict[str, Any] = store.info(path)
     except FileNotFoundError:
-        # A key may hold the characters of a pattern: it is one only where no such key exists.
-        if not GLOB_CHARACTERS.search(path):
-            raise
-        found = store.glob(path, detail=True)
-        if not found:
-            raise
-    return [found[key] for key in sorted(found) if found[key]["type"] == "file" and is_known(key)]
+        # Then it is a prefix or a pattern, if anything.
+        return None
+    return entry if entry["type"] == "file" else None
+
+
+def _find_below(store: s3fs.S3FileSystem, prefix: str, pattern: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the objects whose keys match ``pattern`` below ``prefix``, hidden ones left out as in a folder.
+
+    Not s3fs's own glob: an object whose key is also the prefix of others is lost in it.
+    """
+    bucket, _, folder = f"{prefix}/".partition("/")
+    return [
+        entry
+        for key, entry in sorted(store.find(bucket, prefix=folder, detail=True).items())
+        if matches_pattern(key.removeprefix(f"{prefix}/").split("/"), pattern)
+    ]
+
+
+def _split_pattern(path: str) -> tuple[str, list[str]]:
+    """Return what is before the first part with a wildcard, and the parts from there on."""
+    parts = path.split("/")
+    fixed = next(number for number, part in enumerate(parts) if has_magic(part))
+    return "/".join(parts[:fixed]), parts[fixed:]
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` with an escape for each character that a terminal or a log would not show as itself."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _read_version(head: dict[str, Any]) -> FileVersion:
@@ -265,8 +326,15 @@ def _read_version(head: dict[str, Any]) -> FileVersion:
         last_modified=changed.isoformat() if changed else None,
         size_bytes=head["ContentLength"],
         validator=etag,
+        encoding=_encoding(head.get("ContentEncoding", "")),
         digests=digests,
     )
+
+
+def _encoding(header: str) -> str | None:
+    """Return how the object is packed beyond what its key says."""
+    encodings = [encoding.strip() for encoding in header.split(",")]
+    return ", ".join(encoding for encoding in encodings if encoding.lower() not in ("", UPLOAD_ENCODING)) or None
 
 
 def _stream(store: s3fs.S3FileSystem, place: dict[str, str], version: FileVersion, part: Part, show: Show) -> None:
@@ -286,7 +354,7 @@ def _stream(store: s3fs.S3FileSystem, place: dict[str, str], version: FileVersio
             is_whole or starts_at({"Content-Range": answer["ContentRange"]}) == size_bytes
         ):
             part.clear()
-            raise _interrupted(f"{place['Key']}: the store sends another object, or another piece of it")
+            raise _interrupted(f"{_printable(place['Key'])}: the store sends another object, or another piece of it")
         with part.path.open("wb" if is_whole else "ab") as file:
             size_bytes = 0 if is_whole else size_bytes
             while block := sync(store.loop, body.read, BLOCK_BYTES):
@@ -307,16 +375,20 @@ def _interrupted(reason: str) -> DownloadInterruptedError:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status behind an error of s3fs, which translates the store's answers."""
-    cause = error.__cause__
-    return cause.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(cause, ClientError) else None
+    """Return the HTTP status behind an error of s3fs."""
+    return answer["ResponseMetadata"]["HTTPStatusCode"] if (answer := _answer(error)) else None
+
+
+def _answer(error: BaseException) -> Any:
+    """Return the store's answer behind an error of s3fs, which translates it; ``None`` if there is none."""
+    return error.__cause__.response if isinstance(error.__cause__, ClientError) else None
 
 
 def _is_transient(error: BaseException) -> bool:
     """Return whether asking again may help."""
-    status = _status(error)
-    if status is not None:
-        return is_transient_status(status)
+    if answer := _answer(error):
+        code = answer["Error"].get("Code")
+        return code in TRANSIENT_CODES or is_transient_status(answer["ResponseMetadata"]["HTTPStatusCode"])
     return isinstance(
         error, OSError | HTTPClientError | NoConnectionError | IncompleteReadError | ConnectionBrokenError
     )

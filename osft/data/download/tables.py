@@ -39,7 +39,7 @@ def parquet_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: if it cannot be read, or a value has no Python form.
     """
-    return _rows(_readable(_parquet_batches(path), name, "parquet"), name)
+    return python_rows(_readable(_parquet_batches(path), name, "parquet"), name)
 
 
 def arrow_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -48,7 +48,7 @@ def arrow_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: if it cannot be read, or a value has no Python form.
     """
-    return _rows(_readable(_arrow_batches(path), name, "Arrow"), name)
+    return python_rows(_readable(_arrow_batches(path), name, "Arrow"), name)
 
 
 def csv_rows(path: Path, name: str) -> Iterator[dict[str, Any]]:
@@ -136,8 +136,12 @@ def _check_names(columns: Sequence[str], name: str) -> None:
         raise DataError(f"{name}: two columns have one name, among {', '.join(sorted(columns))}. Rename one.")
 
 
-def _rows(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[dict[str, Any]]:
-    """Yield rows as Python objects, a few at a time."""
+def python_rows(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[dict[str, Any]]:
+    """Yield rows as Python objects, a few at a time.
+
+    Raises:
+        DataError: if a value has no Python form.
+    """
     first_row = 1
     for batch in batches:
         rows_at_once = min(PIECE_ROWS, max(1, PIECE_BYTES * batch.num_rows // max(1, batch.nbytes)))

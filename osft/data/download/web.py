@@ -14,12 +14,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryFile
 from types import SimpleNamespace
 from typing import IO, NoReturn
-from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import aiohttp
 import fsspec
@@ -34,18 +33,20 @@ from osft.data.download.fetching import (
     is_transient_status,
     with_retries,
 )
+from osft.data.download.links import is_loopback, public_uri, redirect_is_allowed
 from osft.data.download.row_sink import RowSink
 from osft.data.download.suffixes import split_suffix
 from osft.data.download.web_headers import packed_name, read_version, retry_after_seconds, starts_at
-from osft.errors import ConfigError, DownloadError
+from osft.errors import DownloadError
 
 logger = logging.getLogger(__name__)
 
-WEB_SCHEME = re.compile(r"https?:", re.IGNORECASE)
 # Parts of a presigned link that are new each time it is signed; what it links to stays the same.
 SIGNATURE_PARAMETER = re.compile(r"X-(Amz|Goog)-", re.IGNORECASE)
 CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 60.0
+# OK, non-authoritative (a proxy changed something on the way), partial content.
+STATUSES_OF_FILE = (200, 203, 206)
 PARTIAL_CONTENT, NOT_MODIFIED, FIRST_ERROR, NOT_FOUND, RANGE_NOT_SATISFIABLE = 206, 304, 400, 404, 416
 MENDS = {
     401: "Give a link that needs no sign-in, or a presigned one",
@@ -59,19 +60,24 @@ class _RedirectRefusedError(Exception):
     """Raised inside aiohttp, which takes no other way to stop before a redirect."""
 
 
+class _NotTheFileError(Exception):
+    """Raised inside aiohttp to stop before the body of an answer that is not the file."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+
 class _RangeRefusedError(Exception):
     """The server has no bytes behind those that are here."""
 
 
-class _FileChangedError(Exception):
+class _HeadersSeenError(Exception):
     """Raised inside aiohttp to stop before a body that nobody asked for."""
 
-
-def public_uri(uri: str) -> str:
-    """Return ``uri`` as it may be stored and logged: a web link without its query, anything else as it is."""
-    if not WEB_SCHEME.match(uri):
-        return uri
-    return urlsplit(uri)._replace(query="", fragment="").geturl()
+    def __init__(self, *, is_current: bool) -> None:
+        super().__init__()
+        self.is_current = is_current
 
 
 class _ByteCount(Callback):
@@ -102,10 +108,10 @@ class WebSource:
     def identity(self) -> str:
         """The link without its signature: signed anew, it still names the same file."""
         parts = urlsplit(self.url)
-        query = [
-            pair for pair in parse_qsl(parts.query, keep_blank_values=True) if not SIGNATURE_PARAMETER.match(pair[0])
-        ]
-        return parts._replace(query=urlencode(query), fragment="").geturl()
+        # Bytes that are no UTF-8 must not all become the same character.
+        pairs = parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape")
+        query = urlencode([pair for pair in pairs if not SIGNATURE_PARAMETER.match(pair[0])], errors="surrogateescape")
+        return parts._replace(query=query, fragment="").geturl()
 
     def is_unchanged(self, files: Sequence[FileOrigin]) -> bool:
         """Ask whether the file is still the one that was fetched.
@@ -115,7 +121,7 @@ class WebSource:
         """
         if len(files) != 1:
             return False
-        return with_retries(lambda: self._is_current(files[0].etag, files[0].last_modified))
+        return with_retries(lambda: self._is_current(files[0]))
 
     def copy_rows(self, sink: RowSink, folder: Path) -> tuple[FileOrigin, ...]:
         """Fetch the file and append its rows.
@@ -125,7 +131,7 @@ class WebSource:
             DownloadError: if the server does not give the file, or it is not the one that the server speaks of.
             DataError: if the file is not what its suffix says.
         """
-        name = PurePosixPath(unquote(urlsplit(self.url).path)).name
+        name = _printable(PurePosixPath(unquote(urlsplit(self.url).path)).name)
         split_suffix(name)
         part = Part(folder, self.identity)
         with sink.progress.transfer(name) as show:
@@ -138,6 +144,7 @@ class WebSource:
             size_bytes=part.size_bytes,
             etag=version.etag,
             last_modified=version.last_modified,
+            validator=version.validator,
             sha256=sha256,
             first_line=first_line,
             lines=lines,
@@ -153,7 +160,7 @@ class WebSource:
         """
         known = part.version
         if known is not None and part.is_complete:
-            if self._is_current(known.etag, known.last_modified):
+            if self._is_current(known):
                 return
             part.clear()
             known = None
@@ -169,30 +176,34 @@ class WebSource:
                 arrival.start_again("the file is shorter than what was fetched of it before")
         arrival.end()
 
-    def _is_current(self, etag: str | None, last_modified: str | None) -> bool:
-        """Try once to ask whether the file still is the one of ``etag`` or ``last_modified``.
+    def _is_current(self, known: FileOrigin | FileVersion) -> bool:
+        """Try once to ask whether the file still is the ``known`` one; no body is read.
+
+        Without an ETag nothing but a time that was long past says so: a file may change twice in one second, and
+        If-Modified-Since calls an older file that took its place unchanged.
 
         Raises:
             DownloadError: as :meth:`_fetch`.
         """
-        if etag:
-            headers = {"If-None-Match": etag}
-        elif last_modified:
-            headers = {"If-Modified-Since": last_modified}
-        else:
+        if not known.etag and not known.validator:
             return False
+        headers = {"If-None-Match": known.etag} if known.etag else {}
 
-        def stop_unless_current(status: int, answer: Mapping[str, str]) -> None:
-            # Not every server knows the condition; one that does not still tells the ETag.
-            if status != NOT_MODIFIED and (etag is None or answer.get("ETag") != etag):
-                raise _FileChangedError
+        def stop(status: int, answer: Mapping[str, str]) -> None:
+            if status == NOT_MODIFIED:
+                raise _HeadersSeenError(is_current=bool(headers))
+            # Not every server knows the condition; one that does not still tells the version.
+            version = read_version(status, answer)
+            is_current = (
+                status in STATUSES_OF_FILE and version.validator == known.validator and _is_same(version, known)
+            )
+            raise _HeadersSeenError(is_current=is_current)
 
-        with TemporaryFile() as ignored:
-            try:
-                self._get(headers, ignored, stop_unless_current, Callback())
-            except _FileChangedError:
-                return False
-        return True
+        try:
+            self._get(headers, BytesIO(), stop, Callback())
+        except _HeadersSeenError as seen:
+            return seen.is_current
+        return False
 
     def _get(self, headers: dict[str, str], file: IO[bytes], on_headers: OnHeaders, callback: Callback) -> None:
         """Ask for the file with ``headers`` and append the body to ``file``.
@@ -212,10 +223,13 @@ class WebSource:
             _open_filesystem(self.url, on_headers).get_file(self.url, file, callback=callback, headers=headers)
         except FileNotFoundError:
             raise self._status_error(NOT_FOUND, {}) from None
-        except _RedirectRefusedError:
+        except _RedirectRefusedError as error:
             raise DownloadError(
-                f"{self.uri}: the server redirects to a link that is not https. Give an https link to the file itself."
+                f"{self.uri}: the server answers {error} and redirects to a link that is not https, or to none. "
+                "Give an https link to the file itself."
             ) from None
+        except _NotTheFileError as error:
+            raise self._status_error(error.status, {}) from None
         except aiohttp.ClientResponseError as error:
             if error.status == RANGE_NOT_SATISFIABLE and "Range" in headers:
                 raise _RangeRefusedError from None
@@ -252,6 +266,8 @@ class _Arrival:
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """Go on with what is there if the answer does, or start again with a whole file."""
+        if status not in STATUSES_OF_FILE:
+            raise _NotTheFileError(status)
         version = read_version(status, headers)
         known = self._part.version
         if status != PARTIAL_CONTENT:
@@ -289,8 +305,8 @@ class _Arrival:
         raise DownloadInterruptedError(f"{self._uri}: {reason}. Try again later.")
 
 
-def _is_same(version: FileVersion, known: FileVersion) -> bool:
-    """Return whether the answer to a request for the rest is of the version that is known; it need not tell all."""
+def _is_same(version: FileVersion, known: FileOrigin | FileVersion) -> bool:
+    """Return whether an answer is of the version that is known; it need not tell all."""
     return (
         version.etag == known.etag
         and version.last_modified in (None, known.last_modified)
@@ -298,47 +314,19 @@ def _is_same(version: FileVersion, known: FileVersion) -> bool:
     )
 
 
-def check_url(url: str) -> None:
-    """Refuse a link that is neither ``https://`` nor ``http://`` to this machine.
-
-    Raises:
-        ConfigError: if it is one, or names no host.
-    """
-    if not urlsplit(url).hostname:
-        raise ConfigError("the dataset URI has no host name; give https://host/path.")
-    if not _is_safe(url):
-        raise ConfigError(f"'{WebSource(url=url).uri}': http is not encrypted and allowed on loopback only. Use https.")
-
-
-def redirect_is_allowed(source: str, target: str) -> bool:
-    """Return whether a redirect keeps the encryption that ``source`` has, and stays on this machine without one."""
-    if urlsplit(source).scheme == "https":
-        return urlsplit(target).scheme == "https"
-    return _is_safe(target)
-
-
-def _is_safe(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or ""))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _printable(name: str) -> str:
+    """Return ``name`` with its control characters escaped: it goes to logs and errors of one line."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
 
 
 async def _refuse_redirect(
     _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
 ) -> None:
-    """Stop before a redirect that would lose encryption."""
-    target = urljoin(str(params.response.url), params.response.headers.get("Location", ""))
-    if not redirect_is_allowed(str(params.response.url), target):
+    """Stop before a redirect that would lose encryption; aiohttp also follows the header URI, which none needs."""
+    target = params.response.headers.get("Location")
+    if not target or not redirect_is_allowed(str(params.response.url), target):
         params.response.close()
-        raise _RedirectRefusedError
+        raise _RedirectRefusedError(params.response.status)
 
 
 def _open_filesystem(url: str, on_headers: OnHeaders) -> fsspec.AbstractFileSystem:
@@ -367,7 +355,7 @@ def _open_filesystem(url: str, on_headers: OnHeaders) -> fsspec.AbstractFileSyst
         "headers": {"Accept-Encoding": "identity"},
         "auto_decompress": False,
         # Proxies of the environment; none stands between a machine and itself.
-        "trust_env": not _is_loopback(urlsplit(url).hostname or ""),
+        "trust_env": not is_loopback(urlsplit(url).hostname or ""),
     }
     # A link with escapes, such as a presigned one, must be sent as it was signed.
     return fsspec.filesystem("http", client_kwargs=client, encoded="%" in url, skip_instance_cache=True)

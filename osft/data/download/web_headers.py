@@ -16,7 +16,10 @@ from osft.data.download.suffixes import split_suffix
 from osft.errors import DownloadError
 
 PARTIAL_CONTENT = 206
-CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)", re.IGNORECASE | re.ASCII)
+CONTENT_RANGE = re.compile(r"bytes (?P<start>\d{1,18})-\d+/(?P<total>\d{1,18}|\*)", re.IGNORECASE | re.ASCII)
+LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+# An ETag of no characters names no version.
+EMPTY_ETAGS = ('""', 'W/""')
 # Between colons in Repr-Digest, without in Digest.
 SHA256_DIGEST = re.compile(r"(?:^|[,\s])sha-256=:?(?P<base64>[A-Za-z0-9+/]+=*)", re.IGNORECASE | re.ASCII)
 DIGEST_BYTES = {"sha256": 32, "md5": 16}
@@ -28,11 +31,11 @@ PACKED_SUFFIXES = {"gzip": ".gz", "x-gzip": ".gz", "zstd": ".zst"}
 def read_version(status: int, headers: Mapping[str, str]) -> FileVersion:
     """Return the version of the file that an answer is of, whole or in part."""
     return FileVersion(
-        etag=headers.get("ETag"),
-        last_modified=headers.get("Last-Modified"),
+        etag=_etag(headers),
+        last_modified=_text(headers, "Last-Modified"),
         size_bytes=_size_bytes(status, headers),
         validator=_validator(headers),
-        encoding=headers.get("Content-Encoding"),
+        encoding=_text(headers, "Content-Encoding"),
         digests=_digests(status, headers),
     )
 
@@ -51,7 +54,7 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
         now: the time, with its zone.
     """
     value = headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
+    if LENGTH.fullmatch(value):
         return float(value)
     until = _time(value)
     return max(0.0, (until - now).total_seconds()) if until else 0.0
@@ -79,17 +82,29 @@ def _size_bytes(status: int, headers: Mapping[str, str]) -> int | None:
         match = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         return int(match["total"]) if match and match["total"] != "*" else None
     length = headers.get("Content-Length", "")
-    return int(length) if length.isascii() and length.isdigit() else None
+    return int(length) if LENGTH.fullmatch(length) else None
+
+
+def _text(headers: Mapping[str, str], name: str) -> str | None:
+    """Return a header's value; one with other characters than ASCII could be neither stored nor sent back."""
+    value = headers.get(name)
+    return value if value and value.isascii() else None
+
+
+def _etag(headers: Mapping[str, str]) -> str | None:
+    etag = _text(headers, "ETag")
+    return None if etag in EMPTY_ETAGS else etag
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
     """Return what If-Range may name the version by: a strong ETag, or where there is none a time that is long past."""
-    if etag := headers.get("ETag"):
+    if etag := _etag(headers):
         return None if etag.startswith("W/") else etag
-    changed, sent = _time(headers.get("Last-Modified", "")), _time(headers.get("Date", ""))
+    last_modified = _text(headers, "Last-Modified")
+    changed, sent = _time(last_modified or ""), _time(headers.get("Date", ""))
     if changed is None or sent is None or sent - changed < STRONG_TIME:
         return None
-    return headers["Last-Modified"]
+    return last_modified
 
 
 def _digests(status: int, headers: Mapping[str, str]) -> dict[str, str]:
@@ -117,7 +132,7 @@ def hexadecimal(base64: str, size_bytes: int) -> str | None:
 def _time(text: str) -> datetime | None:
     try:
         time = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         # Not a time: then the server gives none.
         return None
     return time if time.tzinfo else time.replace(tzinfo=UTC)

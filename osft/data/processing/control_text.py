@@ -55,12 +55,19 @@ class ControlText:
         self._backend = tokenizer.backend_tokenizer
         self._tokens = _special_tokens(tokenizer)
         self._typed = re.compile(_any_of(self._tokens)) if self._tokens else None
+        added = tokenizer.added_tokens_decoder.values()
+        # A normalizer makes such tokens of other spellings too: full-width or upper-case letters.
+        self._normalizer = self._backend.normalizer if any(token.normalized for token in added) else None
         self._indices = {token: index for index, token in enumerate(self._tokens)}
         self._renamed: dict[int, _RenamedTokenizer] = {}
 
     def occurs_in(self, text: str) -> bool:
-        """Say whether ``text`` spells out a special token."""
-        return self._typed is not None and self._typed.search(text) is not None
+        """Say whether ``text`` spells out a special token, as it is or once the tokenizer has normalized it."""
+        if self._typed is None:
+            return False
+        if self._typed.search(text) is not None:
+            return True
+        return self._normalizer is not None and self._typed.search(self._normalizer.normalize_str(text)) is not None
 
     def escape(self, text: str, plane: int) -> str:
         """Return ``text`` with stand-ins for the special tokens that it spells out."""

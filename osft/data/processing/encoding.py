@@ -17,6 +17,7 @@ import orjson
 from transformers import PreTrainedTokenizerBase
 
 from osft.data.chunks import Chunk
+from osft.data.processing.rendering import without_extra_keys
 from osft.data.processing.splitting import split_key
 from osft.data.processing.tokenizing import (
     ConversationEncoder,
@@ -150,7 +151,10 @@ class ChunkEncoder:
                         f"{self._path}, line {number}: {describe_problem(problem)} Validate the file first."
                     )
             # The whole of what is trained, and nothing else: rows that differ in an id are duplicates still.
-            content = orjson.dumps(row[trained_column], option=orjson.OPT_SORT_KEYS)
+            trained = row[trained_column]
+            if config.data_format == "messages":
+                trained = [without_extra_keys(message) for message in trained]
+            content = orjson.dumps(trained, option=orjson.OPT_SORT_KEYS)
             yield ParsedRow(line=number, fields=row, key=split_key(content, config.seed))
 
     def _fit(self, batch: EncodedBatch) -> tuple[EncodedBatch, np.ndarray, int]:

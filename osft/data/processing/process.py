@@ -8,11 +8,12 @@ one side empty, which happens with a handful of rows. The outcome is kept under 
 the options, and asked for again it is only linked.
 """
 
+import datetime
 import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,13 +24,20 @@ from transformers import PreTrainedTokenizerBase
 
 from osft.content_cache import ContentCache, content_key
 from osft.data.chunks import split_into_chunks
-from osft.data.files import HOLDOUT_NAME, PROCESSING_REPORT_NAME, TRAIN_NAME, VALID_NAME, jsonl_file
+from osft.data.files import (
+    HOLDOUT_NAME,
+    PROCESSING_REPORT_NAME,
+    TRAIN_NAME,
+    VALID_NAME,
+    VALIDATION_REPORT_NAME,
+    jsonl_file,
+)
 from osft.data.processing.encoding import ChunkEncoder, EncodedChunk, EncodingConfig, cut_rows
 from osft.data.processing.report import ProcessingConfig, ProcessingReport, Tally
 from osft.data.processing.splitting import BlockSide, RowSide, SplitReport, SplitWriter, holdout_threshold
 from osft.data.processing.tokenizing import EncodedBatch, load_tokenizer
 from osft.data.progress import RowProgress
-from osft.data.samples import SCHEMA, with_check_mark
+from osft.data.samples import SCHEMA
 from osft.data.validation.conversions import output_format, recognize
 from osft.data.validation.rows import parse_row
 from osft.errors import DataError
@@ -42,6 +50,8 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 18
 # Starting a process takes about as long as encoding so much.
 SMALL_FILE_BYTES = 4 << 20
+# In the order in which they appear: with the report, all is there.
+OUTCOME_NAMES = (TRAIN_NAME, HOLDOUT_NAME, PROCESSING_REPORT_NAME)
 # Part of the key of what is kept: raised when the same rows and options give other files than before.
 OUTCOME_VERSION = 1
 
@@ -66,15 +76,38 @@ def process_dataset(
         DataError: if a row is not valid or cannot be rendered, or no row is left to train on.
     """
     path = jsonl_file(source, VALID_NAME)
+    _refuse_what_validation_refused(path)
     tokenizer = load_tokenizer(config.model)
     key = _outcome_key(path, config, tokenizer)
-    if not _is_finished(output, key) and not (cache and cache.take(key, output)):
-        _write_outcome(path, output, config, tokenizer, key)
-        if cache:
-            cache.keep(key, [output / name for name in (TRAIN_NAME, HOLDOUT_NAME, PROCESSING_REPORT_NAME)])
+    if not _is_finished(output, key):
+        # Should this be interrupted, nothing of an older outcome must be left to be taken for this one's.
+        for name in reversed(OUTCOME_NAMES):
+            (output / name).unlink(missing_ok=True)
+        if not (cache and cache.take(key, output, OUTCOME_NAMES)):
+            _write_outcome(path, output, config, tokenizer, key)
+            if cache:
+                cache.keep(key, [output / name for name in OUTCOME_NAMES])
     report = ProcessingReport.load(output / PROCESSING_REPORT_NAME)
+    if report.config != config:
+        # The same tokenizer in another folder.
+        report = replace(report, config=config)
+        write_json(output / PROCESSING_REPORT_NAME, asdict(report))
     _log_report(report)
     return report
+
+
+def _refuse_what_validation_refused(path: Path) -> None:
+    """Refuse the valid rows of a file whose others were too many.
+
+    Raises:
+        DataError: if the report of validation beside ``path`` says so.
+    """
+    report_file = path.with_name(VALIDATION_REPORT_NAME)
+    if path.name == VALID_NAME and report_file.is_file() and not read_json(report_file).get("accepted", True):
+        raise DataError(
+            f"{path}: validation refused the file that these rows are from. Mend it, or validate it with "
+            "on_invalid=drop and a max_invalid_fraction."
+        )
 
 
 def _outcome_key(path: Path, config: ProcessingConfig, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -85,11 +118,14 @@ def _outcome_key(path: Path, config: ProcessingConfig, tokenizer: PreTrainedToke
         orjson.dumps({name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}).decode(),
     )
     options = {**asdict(config), "model": ""}
+    # Llama 3's template writes the day into each conversation.
+    today = datetime.date.today().isoformat() if "strftime_now" in tokenizer_parts[1] else ""
     return content_key(
         {
             "rows": sha256_of_file(path),
             "tokenizer": hashlib.sha256("\0".join(tokenizer_parts).encode()).hexdigest(),
             "options": options,
+            "day": today,
             "versions": [OUTCOME_VERSION, version("tokenizers"), version("transformers")],
         }
     )
@@ -107,8 +143,6 @@ def _is_finished(output: Path, key: str) -> bool:
 def _write_outcome(
     path: Path, output: Path, config: ProcessingConfig, tokenizer: PreTrainedTokenizerBase, key: str
 ) -> None:
-    # An older report must not stand beside newer files, should this be interrupted.
-    (output / PROCESSING_REPORT_NAME).unlink(missing_ok=True)
     encoder = ChunkEncoder(path, _encoding_config(path, config), tokenizer)
     threshold = holdout_threshold(config.holdout_fraction)
     tally, sides = _write_splits(path, output, config, encoder, threshold)
@@ -193,9 +227,8 @@ def _rows_where(batch: EncodedBatch, mask: np.ndarray) -> EncodedBatch:
 
 def _open_side(stack: ExitStack, path: Path, config: ProcessingConfig, encoder: ChunkEncoder) -> RowSide | BlockSide:
     """Open one side's file, which ``stack`` closes, and which appears when it is whole."""
-    schema = with_check_mark(SCHEMA, encoder.vocab_size)
     file = stack.enter_context(atomic_file(path))
-    writer = SplitWriter(stack.enter_context(pq.ParquetWriter(file, schema)))
+    writer = SplitWriter(stack.enter_context(pq.ParquetWriter(file, SCHEMA)))
     if encoder.data_format == "documents" and config.block_size is not None:
         return BlockSide(writer, config.block_size)
     return RowSide(writer)

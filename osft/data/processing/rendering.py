@@ -93,7 +93,7 @@ class ConversationRenderer:
 
     def _prepare(self, conversation: Conversation) -> "_Row":
         """Keep what the template gets to see, with stand-ins for special tokens, in runs that it renders as one."""
-        messages = [_without_extra_keys(message) for message in conversation.messages]
+        messages = [without_extra_keys(message) for message in conversation.messages]
         plane = None
         texts = _texts(messages)
         if any(map(self._control_text.occurs_in, texts)):
@@ -191,7 +191,9 @@ class ConversationRenderer:
                     spans.append((self._turn_start(text, lowest, end, index), stop))
                     self._warn_of_open_turn(row.conversation.place, is_open=stop == end)
                 if "reasoning_content" in message:
-                    reasoning_not_rendered += text.find(message["reasoning_content"].strip(), lowest, end) < 0
+                    # Before the content, which may hold the same words.
+                    content_start = end - len(message["content"].strip())
+                    reasoning_not_rendered += text.find(message["reasoning_content"].strip(), lowest, content_start) < 0
             elif row.conversation.unmask and role == "user":
                 spans.append((_content_start(text, message["content"], end, index), end))
         return RenderedRow(
@@ -272,7 +274,7 @@ def _refusal(conversation: Conversation, reason: object) -> DataError:
     return DataError(f"{conversation.place}: {reason}, or remove the row.")
 
 
-def _without_extra_keys(message: Message) -> Message:
+def without_extra_keys(message: Message) -> Message:
     """Return the keys of ``message`` that the template gets to see."""
     if len(message) == 2:
         return message

@@ -134,7 +134,7 @@ def _whole_conversation(row: dict[str, Any], shape: str) -> str:
     """Return the column that holds the list of messages, or that decides what is trained; empty for the row."""
     if shape == "sharegpt":
         return "conversations"
-    return "" if shape == "alpaca" else _present_key(row, COMPLETION_KEYS) or ""
+    return "" if shape == "alpaca" else _filled_key(row, COMPLETION_KEYS) or ""
 
 
 def _recognize_part(row: dict[str, Any], document_column: str) -> str | None:
@@ -157,6 +157,15 @@ def _present_key(fields: dict[str, Any], keys: tuple[str, str]) -> str | None:
     if fields.get(first) is not None:
         return first
     return second if fields.get(second) is not None else None
+
+
+def _filled_key(fields: dict[str, Any], keys: tuple[str, str]) -> str | None:
+    """Return the first of ``keys`` whose value is neither null nor blank text, else the first that is not null."""
+    for key in keys:
+        value = fields.get(key)
+        if value is not None and not (isinstance(value, str) and (not value or value.isspace())):
+            return key
+    return _present_key(fields, keys)
 
 
 def _is_one_present(fields: dict[str, Any], keys: tuple[str, str]) -> bool:
@@ -245,7 +254,7 @@ def _explain_turn(turn: dict[str, Any], index: int) -> Iterable[RowProblem]:
 def _convert_alpaca(row: dict[str, Any], problems: list[RowProblem]) -> tuple[list[Message], Iterable[str]]:
     messages = _system_messages(row, problems)
     messages += _convert_history(row.get("history"), problems)
-    input_key, output_key = _present_key(row, INPUT_KEYS), _present_key(row, OUTPUT_KEYS)
+    input_key, output_key = _filled_key(row, INPUT_KEYS), _filled_key(row, OUTPUT_KEYS)
     _require_text(row, "instruction", "alpaca-instruction", problems)
     if input_key is not None:
         _require_text(row, input_key, "alpaca-input", problems)
@@ -297,7 +306,7 @@ def _require_text(row: dict[str, Any], key: str, code: str, problems: list[RowPr
 
 def _convert_prompt_completion(row: dict[str, Any], problems: list[RowProblem]) -> tuple[list[Message], Iterable[str]]:
     messages = _system_messages(row, problems)
-    completion_key = _present_key(row, COMPLETION_KEYS)
+    completion_key = _filled_key(row, COMPLETION_KEYS)
     messages += _convert_side(row, "prompt", "user", problems)
     messages += _convert_side(row, completion_key or COMPLETION_KEYS[0], "assistant", problems)
     # TRL's unpaired preference data: the same two columns, and completions that show what not to say.
@@ -338,13 +347,13 @@ def _sharegpt_origins(row: dict[str, Any]) -> _Origins:
 
 def _alpaca_origins(row: dict[str, Any]) -> _Origins:
     history = [f"history[{index}][{side}]" for index in range(len(row.get("history") or ())) for side in (0, 1)]
-    texts = [*history, _question_origin(row), _present_key(row, OUTPUT_KEYS) or OUTPUT_KEYS[0]]
+    texts = [*history, _question_origin(row), _filled_key(row, OUTPUT_KEYS) or OUTPUT_KEYS[0]]
     return _system_origins(row) + [(text, False) for text in texts]
 
 
 def _question_origin(row: dict[str, Any]) -> str:
     """Return the column to blame for the question: the input if the instruction is in order and it is not."""
-    instruction, input_key = row["instruction"], _present_key(row, INPUT_KEYS)
+    instruction, input_key = row["instruction"], _filled_key(row, INPUT_KEYS)
     if input_key is None or "\0" in instruction:
         return "instruction"
     return input_key if "\0" in row[input_key] else "instruction"
@@ -352,7 +361,7 @@ def _question_origin(row: dict[str, Any]) -> str:
 
 def _prompt_completion_origins(row: dict[str, Any]) -> _Origins:
     origins = _system_origins(row)
-    for key in ("prompt", _present_key(row, COMPLETION_KEYS) or COMPLETION_KEYS[0]):
+    for key in ("prompt", _filled_key(row, COMPLETION_KEYS) or COMPLETION_KEYS[0]):
         value = row[key]
         origins += [(key, False)] if isinstance(value, str) else [(f"{key}[{i}]", True) for i in range(len(value))]
     return origins

@@ -82,8 +82,8 @@ class RowHashes:
         for file in self._files:
             file.flush()
             file.seek(0)
-            found = _equal_to_earlier(np.fromfile(file, dtype=ROW_RECORD))
-            rows += len(found)
+            repeated, found = _equal_to_earlier(np.fromfile(file, dtype=ROW_RECORD), most)
+            rows += repeated
             first = np.sort(np.concatenate([first, found]), order="line")[:most]
         return Duplicates(rows=rows, first=first)
 
@@ -100,16 +100,22 @@ class RowHashes:
                 yield index, part
 
 
-def _equal_to_earlier(records: NDArray[np.void]) -> NDArray[np.void]:
-    """Return :data:`DUPLICATE_RECORD` of the records whose hash an earlier one has; ``records`` in order of lines."""
+def _equal_to_earlier(records: NDArray[np.void], most: int) -> tuple[int, NDArray[np.void]]:
+    """Return how many records have the hash of an earlier one, and :data:`DUPLICATE_RECORD` of the first ``most``.
+
+    Args:
+        records: in the order of lines.
+        most: more are counted only.
+    """
     order = np.argsort(records["hash"], kind="stable")
-    hashes = records["hash"][order]
-    repeats = np.zeros(len(records), dtype=bool)
-    repeats[1:] = hashes[1:] == hashes[:-1]
-    # Of each sorted record the position of the first of its group.
-    group = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(records))))
-    found: NDArray[Any] = np.empty(int(repeats.sum()), dtype=DUPLICATE_RECORD)
-    found["line"] = records["line"][order[repeats]]
-    found["offset"] = records["offset"][order[repeats]]
-    found["first_line"] = records["line"][order[group[repeats]]]
-    return found
+    is_first = np.ones(len(records), dtype=bool)
+    # Lines were written in order and the sort is stable, so the first of a group is the earliest.
+    is_first[1:] = records["hash"][order[1:]] != records["hash"][order[:-1]]
+    starts = np.flatnonzero(is_first)
+    repeated = np.flatnonzero(~is_first)
+    earliest = repeated[np.argsort(order[repeated], kind="stable")[:most]]
+    found: NDArray[Any] = np.empty(len(earliest), dtype=DUPLICATE_RECORD)
+    found["line"] = records["line"][order[earliest]]
+    found["offset"] = records["offset"][order[earliest]]
+    found["first_line"] = records["line"][order[starts[np.searchsorted(starts, earliest, side="right") - 1]]]
+    return len(repeated), found

@@ -115,7 +115,11 @@ class RowExaminer:
     def _refuse_shape(self, shape: str) -> RowProblem | None:
         """Return why a row of ``shape`` cannot stand in this file."""
         if not shape:
-            return "format-unknown", "", "The row has the keys of none of the known formats."
+            return (
+                "format-unknown",
+                "",
+                "The row has the keys of no known format. If it is a text, name its column: document_column.",
+            )
         if output_format(shape) != self._rules.output_format:
             held = self._rules.output_format
             return "other-format", "", f"The row has the shape of {shape}; what the file holds is read as {held}."

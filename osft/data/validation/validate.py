@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import IO, Literal, get_args
 
 from osft.data.chunks import split_into_chunks
-from osft.data.files import QUARANTINE_NAME, ROWS_NAME, VALID_NAME, VALIDATION_REPORT_NAME, jsonl_file
+from osft.data.files import (
+    QUARANTINE_NAME,
+    ROWS_NAME,
+    VALID_NAME,
+    VALIDATION_PAGE_NAME,
+    VALIDATION_REPORT_NAME,
+    jsonl_file,
+)
 from osft.data.progress import RowProgress
 from osft.data.validation.chunk_check import (
     BYTES_PER_MIB,
@@ -48,6 +55,15 @@ logger = logging.getLogger(__name__)
 OnInvalid = Literal["fail", "drop"]
 DATA_FORMATS = (AUTO, "messages", *CONVERTED_FORMATS, "documents", "processed")
 ROWS_NAMED_IN_ERROR = 3
+FOREIGN_FILES = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"BZh": "bzip2",
+    b"\xfd7zX": "xz",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet",
+    b"ARRO": "arrow",
+}
 # Some 5,000 rows, 50 ms of work: far above what sending the result costs, far below what memory bears.
 CHUNK_BYTES = 4 * BYTES_PER_MIB
 # A book has one or two, and a row of a million token ids with their labels 14. Parsed, a hostile line takes up to 30
@@ -95,6 +111,7 @@ def validate_dataset(
     """
     _check_parameters(data_format, on_invalid, max_invalid_fraction)
     path = jsonl_file(source, ROWS_NAME)
+    _refuse_other_files(path)
     if path.resolve() in {(output / name).resolve() for name in (VALID_NAME, QUARANTINE_NAME, VALIDATION_REPORT_NAME)}:
         raise ConfigError(f"output '{output}' would overwrite the source {path}. Choose another folder.")
     shape = first_shape(path, MAX_LINE_BYTES, document_column) if data_format == AUTO else data_format
@@ -104,6 +121,9 @@ def validate_dataset(
         document_column=document_column,
         unmask_messages=unmask_messages,
     )
+    # Should this be interrupted, an older report must not stand beside newer rows.
+    for name in (VALIDATION_REPORT_NAME, VALIDATION_PAGE_NAME):
+        (output / name).unlink(missing_ok=True)
     tally = _partition_rows(path, output, rules)
     acceptance = Acceptance(on_invalid=on_invalid, max_invalid_fraction=max_invalid_fraction)
     refusal = _refuse(tally, path, output / QUARANTINE_NAME, acceptance)
@@ -119,6 +139,19 @@ def validate_dataset(
         "%s: %d rows, %d valid, %d invalid", path.name, report.rows_in, report.rows_valid, report.rows_quarantined
     )
     return report
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse a file that is known by its first bytes not to be lines of JSON.
+
+    Raises:
+        DataError: naming what it is.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    kind = next((name for magic, name in FOREIGN_FILES.items() if start.startswith(magic)), None)
+    if kind is not None:
+        raise DataError(f"{path}: this is a {kind} file, not JSON Lines. Run 'osft download' on it first.")
 
 
 def _check_parameters(data_format: str, on_invalid: str, max_invalid_fraction: float) -> None:

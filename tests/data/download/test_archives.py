@@ -215,6 +215,13 @@ def test_an_archive_of_too_many_members_is_refused(
         copied(tmp_path, f"a{suffix}", archive_of(suffix, {f"{number}.jsonl": b"1" for number in range(3)}))
 
 
+def test_a_zip_directory_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 100)
+
+    with pytest.raises(DataError, match=r"^a\.zip: .*its directory has more than 100 bytes"):
+        copied(tmp_path, "a.zip", zip_of({f"{number}.jsonl": b"1" for number in range(3)}))
+
+
 def test_a_damaged_member_is_named_with_its_archive(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^a\.zip/data/b\.json: not a JSON array of rows, at element 1"):
         copied(tmp_path, "a.zip", zip_of({"data/b.json": b"[1"}))

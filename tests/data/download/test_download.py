@@ -1,5 +1,7 @@
 import hashlib
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -24,7 +26,7 @@ def test_rows_and_their_source_are_written(tmp_path: Path) -> None:
     assert (report.rows, report.size_bytes, report.sha256) == (2, len(LINES), hashlib.sha256(LINES).hexdigest())
     assert (saved["rows"], saved["sha256"]) == (2, report.sha256)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        ".download.lock",
+        ".osft-download.lock",
         "rows.jsonl",
         "source.json",
     ]
@@ -118,7 +120,7 @@ def test_a_source_without_rows_is_refused_and_leaves_what_was_there(tmp_path: Pa
         download_dataset(str(source), output)
 
     assert (output / "rows.jsonl").read_bytes() == LINES
-    assert not (output / ".download").exists()
+    assert not (output / ".osft-download").exists()
 
 
 def test_asked_again_for_unchanged_files_nothing_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -143,6 +145,13 @@ def remove_rows(output: Path) -> None:
     (output / "rows.jsonl").unlink()
 
 
+def edit_rows_in_place(output: Path) -> None:
+    rows = output / "rows.jsonl"
+    changed_ns = rows.stat().st_mtime_ns + 1_000_000_000
+    rows.write_bytes(LINES.replace(b"1", b"7"))
+    os.utime(rows, ns=(changed_ns, changed_ns))
+
+
 def spoil_report(output: Path) -> None:
     (output / "source.json").write_bytes(b'{"uri": "/data.jsonl", "files": []}')
 
@@ -151,7 +160,7 @@ def change_source(output: Path) -> None:
     (output.parent / "data.jsonl").write_bytes(LINES + b"3\n")
 
 
-@pytest.mark.parametrize("change", [spoil_rows, remove_rows, spoil_report, change_source])
+@pytest.mark.parametrize("change", [spoil_rows, remove_rows, edit_rows_in_place, spoil_report, change_source])
 def test_what_changed_on_either_side_is_fetched_again(tmp_path: Path, change: object) -> None:
     source, output = tmp_path / "data.jsonl", tmp_path / "out"
     source.write_bytes(LINES)
@@ -176,13 +185,13 @@ def test_rows_of_another_source_are_not_taken_for_those_of_this_one(tmp_path: Pa
 
 def test_what_a_killed_process_left_beside_its_bytes_is_removed(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_bytes(LINES)
-    leftover = tmp_path / "out/.download/unpacked"
+    leftover = tmp_path / "out/.osft-download/unpacked"
     leftover.mkdir(parents=True)
     (leftover / "file").write_bytes(LINES)
 
     download_dataset(str(tmp_path / "data.jsonl"), tmp_path / "out")
 
-    assert not (tmp_path / "out/.download").exists()
+    assert not (tmp_path / "out/.osft-download").exists()
 
 
 def test_one_process_waits_for_another_that_downloads_to_the_same_folder(
@@ -191,7 +200,7 @@ def test_one_process_waits_for_another_that_downloads_to_the_same_folder(
     caplog.set_level(logging.INFO)
     (tmp_path / "data.jsonl").write_bytes(LINES)
     (tmp_path / "out").mkdir()
-    other = FileLock(tmp_path / "out/.download.lock")
+    other = FileLock(tmp_path / "out/.osft-download.lock")
     other.acquire()
     waiting = Thread(target=download_dataset, args=(str(tmp_path / "data.jsonl"), tmp_path / "out"))
     waiting.start()
@@ -231,3 +240,97 @@ def test_a_changed_source_leaves_an_earlier_run_as_it_was(tmp_path: Path) -> Non
 
     assert (tmp_path / "runs/1/raw/rows.jsonl").read_bytes() == LINES
     assert (tmp_path / "runs/2/raw/rows.jsonl").read_bytes() == b"3\n"
+
+
+def test_files_that_come_while_a_process_waits_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for folder in ("data", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data/a.jsonl").write_bytes(LINES)
+    other = FileLock(tmp_path / "out/.osft-download.lock")
+    other.acquire()
+    waiting = Thread(target=download_dataset, args=(str(tmp_path / "data"), tmp_path / "out"))
+    waiting.start()
+    while "another process downloads to" not in caplog.text:
+        waiting.join(0.01)
+
+    (tmp_path / "data/b.jsonl").write_bytes(LINES)
+    other.release()
+    waiting.join()
+
+    assert (tmp_path / "out/rows.jsonl").read_bytes() == LINES * 2
+
+
+def test_folders_and_lock_are_open_to_the_group(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(LINES)
+    before = os.umask(0o077)
+    try:
+        download_dataset(str(tmp_path / "data.jsonl"), tmp_path / "new/out")
+    finally:
+        os.umask(before)
+
+    modes = [(tmp_path / "new" / name).stat().st_mode & 0o777 for name in ("", "out", "out/.osft-download.lock")]
+    assert modes == [0o775, 0o775, 0o664]
+
+
+def file_as_output(output: Path) -> None:
+    output.touch()
+
+
+def folder_as_rows(output: Path) -> None:
+    (output / "rows.jsonl").mkdir(parents=True)
+
+
+def folder_as_report(output: Path) -> None:
+    (output / "source.json").mkdir(parents=True)
+
+
+def file_as_scratch(output: Path) -> None:
+    output.mkdir()
+    (output / ".osft-download").touch()
+
+
+def link_as_scratch(output: Path) -> None:
+    output.mkdir()
+    (output / ".osft-download").symlink_to(output.parent)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (file_as_output, "output '.*out' cannot be written to .*File exists"),
+        (folder_as_rows, "rows.jsonl' is a folder, but a file of that name is to be written"),
+        (folder_as_report, "source.json' is a folder, but a file of that name is to be written"),
+        (file_as_scratch, "cannot be written to .*osft-download: File exists"),
+        (link_as_scratch, "osft-download' is a link, and what it leads to would be removed"),
+    ],
+)
+def test_an_output_that_cannot_be_written_to_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    (tmp_path / "data.jsonl").write_bytes(LINES)
+    spoil(tmp_path / "out")
+
+    with pytest.raises(ConfigError, match=message):
+        download_dataset(str(tmp_path / "data.jsonl"), tmp_path / "out")
+
+    assert (tmp_path / "data.jsonl").read_bytes() == LINES
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_without_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(LINES)
+    (tmp_path / "out").mkdir(mode=0o555)
+
+    with pytest.raises(ConfigError, match=r"output '.*out' cannot be written to .*Permission denied"):
+        download_dataset(str(tmp_path / "data.jsonl"), tmp_path / "out")
+
+
+def test_a_user_s_own_folder_named_download_stays(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(LINES)
+    (tmp_path / "out/.download").mkdir(parents=True)
+    (tmp_path / "out/.download/file").touch()
+
+    download_dataset(str(tmp_path / "data.jsonl"), tmp_path / "out")
+
+    assert (tmp_path / "out/.download/file").exists()

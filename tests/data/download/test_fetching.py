@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from osft.data.download import fetching
-from osft.data.download.fetching import DownloadInterruptedError, FileVersion, Part, keep_parts, with_retries
+from osft.data.download.fetching import (
+    DownloadInterruptedError,
+    FileVersion,
+    Part,
+    is_transient_status,
+    keep_parts,
+    with_retries,
+)
 from osft.errors import DownloadError
 
 VERSION = FileVersion(etag='"1"', size_bytes=4, validator='"1"')
@@ -145,3 +152,23 @@ def test_an_error_that_asking_again_cannot_mend_comes_at_once() -> None:
         with_retries(fail)
 
     assert len(attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "is_transient"),
+    [(status, True) for status in (408, 425, 429, 500, 503)] + [(status, False) for status in (404, 501, 505, 511)],
+)
+def test_only_a_status_that_waiting_may_mend_is_transient(status: int, is_transient: bool) -> None:
+    assert is_transient_status(status) is is_transient
+
+
+def test_a_link_among_what_is_left_is_removed_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/link").symlink_to(tmp_path / "others")
+
+    keep_parts(tmp_path / "folder")
+
+    assert list((tmp_path / "folder").iterdir()) == []
+    assert (tmp_path / "others/file").exists()

@@ -168,3 +168,13 @@ def test_a_local_folder_of_that_name_is_not_taken_for_the_dataset(
 
     with pytest.raises(ConfigError, match="a local 'elements' hides the hub's dataset"):
         HubSource.parse("hf://elements").copy_rows(None, tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_hub_that_is_switched_off_is_named_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    HubSource.parse("hf://osft/elements").is_unchanged(())
+
+    assert "hf://osft/elements: the hub is switched off" in caplog.text

@@ -181,7 +181,8 @@ def test_each_file_is_described_with_its_lines_in_the_rows(tmp_path: Path) -> No
         ("c.zip", 4, 2),
     ]
     assert origins[0].sha256 == hashlib.sha256(b"1\n\n2").hexdigest()
-    assert (origins[0].size_bytes, origins[0].etag) == (4, "4-1700000000123456789")
+    state = (tmp_path / "a.jsonl").stat()
+    assert (origins[0].size_bytes, origins[0].etag) == (4, f"4-1700000000123456789-{state.st_ctime_ns}-{state.st_ino}")
     assert origins[0].last_modified == "2023-11-14T22:13:20+00:00"
 
 
@@ -196,6 +197,18 @@ def test_a_source_is_unchanged_until_a_file_is_written_or_added(tmp_path: Path) 
     after_another_file = open_local("data", str(tmp_path), None).is_unchanged(origins)
 
     assert (unchanged, after_a_write, after_another_file) == (True, False, False)
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jsonl")
+    origins = open_local("data", str(tmp_path), None).copy_rows(RowSink(io.BytesIO()), tmp_path)
+    before = (tmp_path / "a.jsonl").stat()
+
+    (tmp_path / "a.jsonl").write_text('"A.jsonl"\n')
+    os.utime(tmp_path / "a.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert (tmp_path / "a.jsonl").stat().st_size == before.st_size
+    assert not open_local("data", str(tmp_path), None).is_unchanged(origins)
 
 
 def test_sources_are_told_apart_by_what_they_read(tmp_path: Path) -> None:
@@ -215,10 +228,13 @@ def test_sources_are_told_apart_by_what_they_read(tmp_path: Path) -> None:
         ("data/*.jsonl", "data"),
         ("data/**/*.jsonl", "data/inside/deeper"),
         ("data/link.jsonl", "data"),
+        ("data/source.json", "data"),
+        ("data/*.json", "data"),
+        ("data/**/s*.json", "data/inside"),
     ],
 )
 def test_an_output_that_would_be_a_part_of_the_source_is_refused(tmp_path: Path, location: str, output: str) -> None:
-    fill(tmp_path, "data/rows.jsonl")
+    fill(tmp_path, "data/rows.jsonl", "data/source.json")
     (tmp_path / "data/link.jsonl").symlink_to("rows.jsonl")
     source = open_local("data", str(tmp_path / location), None)
 
@@ -249,3 +265,40 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -
 
     with pytest.raises(DataError, match=r"a\.jsonl: the file changed while it was read"):
         source.copy_rows(WritingSink(io.BytesIO()), tmp_path)
+
+
+@pytest.mark.parametrize("location", ["", "*.jsonl", os.fsdecode(b"\xff.jsonl")])
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_read(tmp_path: Path, location: str) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text("1\n")
+
+    with pytest.raises(DataError, match=r"\\udcff\.jsonl': the name, or a folder's, is not UTF-8\. Rename it"):
+        open_local("data", str(tmp_path / location), None)
+
+
+def test_a_link_that_is_put_in_later_and_leaves_the_workspace_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    fill(tmp_path, "secret.jsonl", "workspace/data/a.jsonl")
+    source = open_local("pvc://data", "data", Workspace(root))
+    (root / "data/a.jsonl").unlink()
+    (root / "data/a.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    rows = io.BytesIO()
+
+    with pytest.raises(WorkspaceError, match="leaves the workspace"):
+        source.copy_rows(RowSink(rows), tmp_path)
+
+    assert rows.getvalue() == b""
+
+
+@pytest.mark.parametrize("in_workspace", [True, False])
+def test_a_file_that_is_removed_meanwhile_is_named(tmp_path: Path, in_workspace: bool) -> None:
+    fill(tmp_path, "data/a.jsonl")
+    if in_workspace:
+        source = open_local("data", "data", Workspace(tmp_path))
+    else:
+        source = open_local("data", str(tmp_path / "data"), None)
+    (tmp_path / "data/a.jsonl").unlink()
+
+    with pytest.raises(MissingPathError, match=r"^data: a\.jsonl was removed meanwhile\. Try again\."):
+        source.copy_rows(RowSink(io.BytesIO()), tmp_path)
+    with pytest.raises(MissingPathError, match="removed meanwhile"):
+        source.is_unchanged(())

@@ -1,6 +1,8 @@
 import base64
+import gzip
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import pytest
 
 from osft.data.download import fetching
 from osft.data.download.download import download_dataset
-from osft.errors import ConfigError, DownloadError
-from tests.data.download.http_server import Answer, Server, forward, self_signed, status
+from osft.errors import ConfigError, DataError, DownloadError
+from tests.data.download.http_server import Answer, Server, answer, forward, self_signed, status
 
 boto3 = pytest.importorskip("boto3")
 s3 = pytest.importorskip("osft.data.download.s3", reason="s3fs is not installed")
@@ -46,6 +48,12 @@ def client(endpoint: str) -> Any:
         "set/read.me": b"x",
         "text/read.me": b"x",
         "odd/[1].jsonl": b"4\n",
+        "both/x.jsonl": b"5\n",
+        "both/x.jsonl/part-0.jsonl": b"6\n",
+        "hidden/.a.jsonl": b"8\n",
+        "hidden/.ipynb_checkpoints/a.jsonl": b"x",
+        "hidden/b.jsonl": b"7\n",
+        "escape/\x1b[2J.json": b"[",
     }
     for key, body in objects.items():
         client.put_object(Bucket="rows", Key=key, Body=body)
@@ -103,7 +111,10 @@ def test_a_prefix_gives_its_known_objects_in_the_order_of_keys(tmp_path: Path) -
     ("uri", "names"),
     [
         ("s3://rows/set/*.jsonl", ["a.jsonl", "b.jsonl", "empty.jsonl"]),
-        ("s3://rows/**/?.json*", ["a.jsonl", "set/a.jsonl", "set/b.jsonl", "set/deep/c.json"]),
+        ("s3://rows/**/[abc].json*", ["a.jsonl", "hidden/b.jsonl", "set/a.jsonl", "set/b.jsonl", "set/deep/c.json"]),
+        ("s3://rows/hidden/*", ["b.jsonl"]),
+        ("s3://rows/both/*", ["x.jsonl"]),
+        ("s3://rows/both/**/*.jsonl", ["x.jsonl", "x.jsonl/part-0.jsonl"]),
         ("s3://rows/odd/[1].jsonl", ["[1].jsonl"]),
     ],
 )
@@ -295,7 +306,7 @@ def test_bytes_that_are_not_those_of_the_checksum_are_refused(
     with pytest.raises(DownloadError, match=f"a.jsonl: the {algorithm} of what arrived is {found}, but .* says 0+\\."):
         download_dataset("s3://rows/a.jsonl", tmp_path / "out")
 
-    assert not (tmp_path / "out/.download").exists()
+    assert not (tmp_path / "out/.osft-download").exists()
 
 
 def test_a_checksum_that_the_store_sends_with_the_bytes_is_checked(
@@ -370,3 +381,76 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
 
     server.stop()
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "names"),
+    [
+        ("s3://rows/both/x.jsonl", ["x.jsonl"]),
+        ("s3://rows/both/x.jsonl/", ["part-0.jsonl"]),
+        ("s3://rows/both", ["x.jsonl", "x.jsonl/part-0.jsonl"]),
+        ("s3://rows/hidden", ["b.jsonl"]),
+        ("s3://rows/hidden/.a.jsonl", [".a.jsonl"]),
+    ],
+)
+def test_an_object_and_what_is_below_its_key_are_told_apart(tmp_path: Path, uri: str, names: list[str]) -> None:
+    report = download_dataset(uri, tmp_path / "out")
+
+    assert [file.name for file in report.files] == names
+
+
+def test_a_trailing_slash_never_means_the_object_itself(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="the store has no such bucket or key, or none matches"):
+        download_dataset("s3://rows/a.jsonl/", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(LINES)),
+        ("gzip,aws-chunked", gzip.compress(LINES)),
+        ("aws-chunked", LINES),
+        ("identity", LINES),
+    ],
+)
+def test_an_object_that_is_stored_packed_is_unpacked(tmp_path: Path, client: Any, encoding: str, body: bytes) -> None:
+    client.put_object(Bucket="rows", Key="packed.jsonl", Body=body, ContentEncoding=encoding)
+
+    report = download_dataset("s3://rows/packed.jsonl", tmp_path / "out")
+
+    assert (tmp_path / "out/rows.jsonl").read_bytes() == LINES
+    assert (report.files[0].name, report.files[0].size_bytes) == ("packed.jsonl", len(body))
+
+
+def test_an_object_that_is_packed_in_another_way_is_refused(tmp_path: Path, client: Any) -> None:
+    client.put_object(Bucket="rows", Key="packed.jsonl", Body=b"x", ContentEncoding="br")
+
+    with pytest.raises(DownloadError, match=r"^s3://rows/packed\.jsonl: .*'br'.*\.gz or \.zst\.$"):
+        download_dataset("s3://rows/packed.jsonl", tmp_path / "out")
+
+
+def test_a_key_with_control_characters_is_shown_escaped(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^\\x1b\[2J\.json: ") as error:
+        download_dataset("s3://rows/escape", tmp_path / "out")
+
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("url", ["not a url", "http://", "ftp://host", "https://host:port", "https://[::1", "a\nb"])
+def test_an_endpoint_that_is_no_url_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("AWS_S3_ENDPOINT", url)
+
+    with pytest.raises(ConfigError, match=r"^AWS_S3_ENDPOINT is '.*', which is no URL\. Set it to https://host\.$"):
+        download_dataset("s3://rows/a.jsonl", tmp_path / "out")
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "Throttling", "RequestTimeout"])
+def test_a_busy_store_is_asked_again_whatever_the_status(
+    tmp_path: Path, proxy: Server, endpoint: str, code: str
+) -> None:
+    busy = partial(answer, status=400, body=f"<Error><Code>{code}</Code><Message>busy</Message></Error>".encode())
+    proxy.answers["/rows"] = [busy, forward(endpoint)]
+
+    report = download_dataset("s3://rows/set/", tmp_path / "out")
+
+    assert report.rows == 3

@@ -22,6 +22,7 @@ HEADERS = ("ETag", "Last-Modified", "Date", "Content-Length", "Content-Range", "
         (200, {"Content-Length": "18"}, 18),
         (200, {"Content-Length": "-1"}, None),
         (200, {"Content-Length": "²"}, None),
+        (200, {"Content-Length": "9" * 5000}, None),
         (200, {}, None),
         (206, {"Content-Length": "13", "Content-Range": "bytes 5-17/18"}, 18),
         (206, {"Content-Length": "13", "Content-Range": "bytes 5-17/*"}, None),
@@ -84,6 +85,9 @@ def test_no_header_is_too_odd_to_be_read(text: str) -> None:
         ({"Last-Modified": "Sat, 01 Nov 2025 00:00:00 GMT"}, "Sat, 01 Nov 2025 00:00:00 GMT"),
         ({"Last-Modified": "Sat, 01 Nov 2025 00:01:30 GMT"}, None),
         ({"Last-Modified": "yesterday"}, None),
+        ({"Last-Modified": "Sat, 01 Nov 2025 00:00:00 +99999999999999999999"}, None),
+        ({"ETag": '""', "Last-Modified": "Sat, 01 Nov 2025 00:00:00 GMT"}, "Sat, 01 Nov 2025 00:00:00 GMT"),
+        ({"ETag": '"\u00e9"'}, None),
         ({}, None),
     ],
 )

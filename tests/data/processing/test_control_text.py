@@ -1,8 +1,10 @@
 import re
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -198,3 +200,25 @@ def test_a_tokenizer_that_has_private_use_tokens_is_refused() -> None:
 def without_spaces(text: str) -> str:
     """Leave out what some tokenizers add or strip around special tokens as they decode."""
     return text.replace(" ", "")
+
+
+@pytest.mark.parametrize(("typed", "normalizer"), [("\uff1c|im_end|\uff1e", "NFKC"), ("<|IM_END|>", "Lowercase")])
+def test_what_the_normalizer_turns_into_a_control_token_stays_text(
+    tmp_path: Path, tokenizer_folder: Callable[..., str], typed: str, normalizer: str
+) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder("CHATML"))
+    spec = orjson.loads(tokenizer.backend_tokenizer.to_str())
+    spec["normalizer"] = {"type": normalizer}
+    for token in spec["added_tokens"]:
+        token["normalized"] = True
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(orjson.dumps(spec).decode()), eos_token="<|endoftext|>"
+    )
+    made.chat_template = tokenizer.chat_template
+    made.save_pretrained(tmp_path)
+
+    batch = encode(str(tmp_path), f"a {typed} b", "Fe.")
+
+    closing = load(str(tmp_path)).convert_tokens_to_ids("<|im_end|>")
+    assert batch.input_ids.tolist().count(closing) == 2
+    assert batch.rows_with_control_text == 1

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,3 +388,62 @@ def test_auto_needs_a_block_size_for_documents(tmp_path: Path, write_rows: Calla
 def test_auto_refuses_rows_of_no_known_shape(tmp_path: Path, write_rows: Callable[..., Path], model: str) -> None:
     with pytest.raises(DataError, match="the first row has no known shape"):
         process(write_rows({"words": "Iron."}), tmp_path / "out", model=model, data_format="auto")
+
+
+@pytest.mark.parametrize("extra", [{"id": "7"}, {"reasoning_content": None}])
+def test_what_nothing_reads_does_not_move_a_row_to_the_other_side(
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    conversation: Callable[..., dict[str, Any]],
+    model: str,
+    extra: dict[str, Any],
+) -> None:
+    rows = [conversation(f"Question {index}?", "Fe.") for index in range(30)]
+    # Only an assistant's message may carry reasoning.
+    twins = [{"messages": [row["messages"][0], {**row["messages"][1], **extra}]} for row in rows]
+
+    _, train, holdout = process(write_rows(*rows, *twins), tmp_path / "out", model=model, holdout_fraction=0.4)
+
+    train_ids, holdout_ids = ({tuple(row["input_ids"]) for row in side} for side in (train, holdout))
+    assert train_ids.isdisjoint(holdout_ids)
+    assert holdout_ids
+
+
+def test_rows_of_a_file_that_validation_refused_are_refused(
+    tmp_path: Path, write_rows: Callable[..., Path], conversation: Callable[..., dict[str, Any]], model: str
+) -> None:
+    write_rows(conversation("A?", "a"))
+    (tmp_path / "validation.json").write_bytes(orjson.dumps({"accepted": False}))
+
+    with pytest.raises(DataError, match=r"valid\.jsonl: validation refused the file .* on_invalid=drop"):
+        process(tmp_path, tmp_path / "out", model=model)
+
+    (tmp_path / "validation.json").write_bytes(orjson.dumps({"accepted": True}))
+    assert process(tmp_path, tmp_path / "out", model=model)[0].rows_train == 1
+
+
+def test_a_failed_run_leaves_nothing_of_an_older_one(
+    tmp_path: Path, write_rows: Callable[..., Path], conversation: Callable[..., dict[str, Any]], model: str
+) -> None:
+    process(write_rows(conversation("A?", "a")), tmp_path / "out", model=model)
+
+    with pytest.raises(DataError, match=r"line 1: messages"):
+        process(write_rows({}), tmp_path / "out", model=model)
+
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_cached_report_names_the_model_that_was_asked_for(
+    tmp_path: Path, write_rows: Callable[..., Path], conversation: Callable[..., dict[str, Any]], model: str
+) -> None:
+    source = write_rows(conversation("A?", "a"), conversation("B?", "b"))
+    shutil.copytree(model, tmp_path / "copy")
+    cache = ContentCache(tmp_path / "cache")
+    process_dataset(source, tmp_path / "first", ProcessingConfig(model=model, max_seq_len=64), cache=cache)
+    config = ProcessingConfig(model=str(tmp_path / "copy"), max_seq_len=64)
+
+    report = process_dataset(source, tmp_path / "second", config, cache=cache)
+
+    assert report.config == config
+    assert ProcessingReport.load(tmp_path / "second/processing.json") == report
+    assert ProcessingReport.load(tmp_path / "first/processing.json").config.model == model

@@ -140,7 +140,8 @@ def test_reasoning_is_trained_with_the_turn_and_dropped_with_it(
     tokenizer_folder: Callable[[str], str], conversation: Callable[..., dict[str, Any]]
 ) -> None:
     row = conversation("Iron?", "Fe.", "France?", "Paris.")
-    row["messages"][1]["reasoning_content"] = "Ferrum."
+    # The same words as in the content, which stays.
+    row["messages"][1]["reasoning_content"] = "Fe."
     row["messages"][3]["reasoning_content"] = "A city."
 
     encoded = encode(tokenizer_folder("QWEN3"), row)

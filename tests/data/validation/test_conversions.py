@@ -113,6 +113,7 @@ def value_at(row: dict[str, Any], path: str) -> Any:
         ({"conversations": [], "instruction": "a", "output": "b"}, "sharegpt"),
         ({"instruction": "a", "output": "b", "prompt": "c"}, "alpaca"),
         ({"instruction": "a", "context": "", "response": "b"}, "alpaca"),
+        ({"instruction": "a", "output": "", "response": "b"}, "alpaca"),
         ({"prompt": "a", "completion": "b", "document": "c"}, "prompt_completion"),
         ({"prompt": [], "response": "b"}, "prompt_completion"),
         ({"document": "a", "id": 1}, "documents"),
@@ -229,6 +230,15 @@ def test_names_of_dolly_are_read_and_what_is_not_used_is_kept() -> None:
         "category": "closed_qa",
         "messages": [{"role": "user", "content": "Q\n\nC"}, {"role": "assistant", "content": "A"}],
     }
+
+
+def test_of_two_names_for_one_thing_the_one_with_text_is_read() -> None:
+    row = {"instruction": "Q", "input": " ", "context": "C", "output": "", "response": "A"}
+
+    assert converted(row, "alpaca")["messages"] == [
+        {"role": "user", "content": "Q\n\nC"},
+        {"role": "assistant", "content": "A"},
+    ]
 
 
 def test_the_text_of_prompt_and_completion_is_not_changed() -> None:

@@ -1,3 +1,4 @@
+import gzip
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -370,3 +371,27 @@ def test_a_row_without_an_assistant_turn_is_valid_when_all_messages_are_trained(
     assert report.rows_valid == 1
     with pytest.raises(DataError, match="no-assistant-turn"):
         validate_dataset(source, tmp_path / "masked")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"), [(gzip.compress(b"{}"), "gzip"), (b"PAR1....", "parquet"), (b"PK\x03\x04..", "zip")]
+)
+def test_a_file_of_another_kind_is_named_with_the_mend(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "my.jsonl.gz").write_bytes(start)
+
+    with pytest.raises(DataError, match=rf"my\.jsonl\.gz: this is a {kind} file, .*Run 'osft download'"):
+        validate_dataset(tmp_path / "my.jsonl.gz", tmp_path / "out")
+
+
+def test_while_rows_are_checked_no_older_report_stands_beside_them(
+    tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows({"messages": [USER, ASSISTANT]})
+    validate_dataset(source, tmp_path / "out")
+    (tmp_path / "out/validation.html").write_text("an older page")
+    monkeypatch.setattr(messages, "split_into_chunks", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        validate_dataset(source, tmp_path / "out")
+
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["quarantine.jsonl", "valid.jsonl"]
