@@ -72,6 +72,9 @@ def encode(source: str, folder: Path, tokenizer: Path) -> Timing:
 
 def process(source: str, folder: Path, tokenizer: Path) -> Timing:
     """Tokenize the rows, then ask for them once more, in another folder."""
+    # Brings torch, which takes longer than the import of all else; load_tokenizer asks for it late.
+    from transformers import AutoTokenizer  # noqa: F401
+
     from osft.content_cache import ContentCache
     from osft.data.processing.process import process_dataset
     from osft.data.processing.report import ProcessingConfig
