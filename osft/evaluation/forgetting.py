@@ -1,52 +1,49 @@
-"""What a model lost and gained: paired statistics over documents, and the gate.
+"""What a model lost and gained over several tasks, and how sure that is.
 
-Both models answer the same documents, so each document is its own control. For every task: the mean score
-before and after, the change (positive is better, also where lower scores are), and a paired 95% interval:
+For every task: the score before and after, the change (positive is better, also where lower scores are), a paired
+95% interval, a test, and an upper bound of the loss (:mod:`osft.evaluation.statistics` has the methods). A score that
+is no function of sums over documents (corpus BLEU) has the change alone.
 
-- right-or-wrong scores: Bonett & Price's adjusted Wald interval for paired proportions ("Adjusted Wald
-  Confidence Interval for a Difference of Binomial Proportions Based on Paired Data", J. Educational and
-  Behavioral Statistics 37(4), 2012; recommended by Fagerland, Lydersen & Laake, Statistics in Medicine 33,
-  2014). It stays open when no document changed: nine unchanged documents do not prove that nothing changes.
-- other scores: the bias-corrected, accelerated bootstrap over documents (``scipy.stats.bootstrap``).
-- a score that is no mean over documents (corpus BLEU, perplexity): the change alone, without an interval.
+``forgetting`` is the mean over the retention tasks of ``max(0, loss)``. It follows Chaudhry et al. 2018
+("Riemannian Walk for Incremental Learning", arXiv:1801.10112), whose forgetting of a task is the best
+earlier score less the present one; there is one earlier model here, the base. Theirs lets a gain on one task make up
+for a loss on another, ours does not: a gate must see the loss.
 
-``forgetting`` is the mean over the retention tasks of ``max(0, loss)``, ``target_gain`` the mean over the
-target tasks of the gain. Tasks are averaged as shares of their score: as it is where scores lie within -1 and 1
-(accuracy, F1), relative to the base's score elsewhere (a perplexity from 10.0 to 10.5 is a loss of 0.05);
-otherwise one perplexity would outweigh all accuracies.
+Backward transfer and average accuracy are those of Lopez-Paz & Ranzato 2017 ("Gradient Episodic Memory",
+arXiv:1706.08840). With ``R[i, j]`` the score on task j after learning task i, ``ACC = mean_j R[T, j]`` and
+``BWT = mean_{i<T} (R[T, i] - R[i, i])``. Two models are known here, before and after the newest task: the base's score
+stands for every ``R[i, i]``, so what was lost in between earlier trainings is not in it. Retention tasks are those
+before T, target tasks are T.
 
-Pure functions over arrays; running the models is the harness's.
+Tasks are averaged as shares of their score, or one perplexity would outweigh all accuracies. A score where higher is
+better is taken as it is (accuracy, F1), unless a model's value lies beyond -1 or 1, where it must be on another scale
+(0 to 100). That one, and every score where lower is better, is taken relative to the base's: a perplexity from 10.0 to
+10.5 is a loss of 0.05, and so are bits per byte from 0.50 to 0.525.
 """
 
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from osft.errors import EvaluationError
+from osft.evaluation.statistics import (
+    CONFIDENCE,
+    PairedScores,
+    Scores,
+    holm,
+    loss_upper_bound,
+    paired_uncertainty,
+    scale_of,
+)
 
-CONFIDENCE = 0.95
-BOOTSTRAP_RESAMPLES = 9_999
-BOOTSTRAP_BATCH_NUMBERS = 4_000_000
-"""Most numbers (documents times resamples) drawn at once: 32 MB."""
-
-ROUND_OFF = 1e-9
-"""Gate limits are met up to this: 0.95 - 0.90 is 0.0499999... or 0.0500000...1, depending on the order."""
-
-Scores = NDArray[np.float64]
 Kind = Literal["retention", "target"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A confidence interval of a change."""
-
-    low: float
-    high: float
+MIN_DOCUMENTS = 2
+"""Of a score without an interval: a single document may move by any amount."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +60,9 @@ class TaskLabel:
     """What a task is called and how its score is read."""
 
     task: str
+    asked_as: str = ""
+    """The user's word for the task; empty is the task's own name."""
+
     kind: Kind
     metric: str
     higher_is_better: bool = True
@@ -81,9 +81,19 @@ class TaskComparison(TaskLabel):
     delta: float
     """Change in the metric's own unit; positive is better, also for a metric where lower is better."""
 
-    ci_low: float | None
-    ci_high: float | None
-    """Paired 95% interval of :attr:`delta`; None for a score that is no mean over documents, or one document."""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    """Paired 95% interval of :attr:`delta`; None where the documents say nothing of their spread."""
+
+    loss_upper: float | None = None
+    """One-sided 95% upper bound of the share of the score that was lost, at least 0; None without an interval.
+    It errs to the safe side where documents are few, so it may then lie a little beyond :attr:`ci_low`."""
+
+    p_value: float | None = None
+    """Of McNemar's exact test (right-or-wrong scores) or a permutation test; None without an interval."""
+
+    p_adjusted: float | None = None
+    """:attr:`p_value` adjusted for the number of tasks (Holm); None without one, or before tasks are joined."""
 
     n: int
     """Number of documents."""
@@ -93,183 +103,189 @@ class TaskComparison(TaskLabel):
     """Documents that went from right to wrong and from wrong to right; None where scores are not right or wrong."""
 
     @property
+    def is_significant(self) -> bool:
+        """Whether the change is told apart from chance, allowing for the number of tasks."""
+        return self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE
+
+    @property
     def is_relative(self) -> bool:
-        """Whether the task's share of forgetting is taken relative to the base's score."""
-        return max(abs(self.base), abs(self.tuned)) > 1
+        """Whether the task's share of forgetting is taken relative to the base's score.
+
+        A perplexity is so even if its task calls higher better by mistake: it is never below 1.
+        """
+        return not self.higher_is_better or max(abs(self.base), abs(self.tuned)) > 1
 
     @property
     def change_share(self) -> float:
         """The change as a share of the score: what is averaged over tasks.
 
-        Raises:
-            EvaluationError: if it is relative to a base score of 0.
+        Where it is relative and the base's score is 0, it is a share of the tuned model's: 1 or -1, everything was
+        gained or lost.
         """
-        if not self.is_relative:
-            return self.delta
-        if self.base == 0:
-            raise EvaluationError(
-                f"task '{self.task}': {self.metric} is 0 for the base model, so a relative change has no meaning. "
-                "Choose another metric for the task."
-            )
-        return self.delta / abs(self.base)
+        return self.as_share(self.delta)
+
+    @property
+    def has_too_few_documents(self) -> bool:
+        """Whether nothing can be said of the task, and not for the kind of its score."""
+        return self.loss_upper is None and self.n < MIN_DOCUMENTS
+
+    @property
+    def has_nothing_to_lose(self) -> bool:
+        """Whether the base answers nothing right, so that no forgetting can show."""
+        return self.kind == "retention" and self.higher_is_better and self.base == 0 and self.tuned >= 0
+
+    def as_share(self, change: float) -> float:
+        """Return a change in the metric's own unit as a share of the score."""
+        return change / scale_of(self.base, self.tuned) if self.is_relative else change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """The gate's answer."""
+class ComparedTask:
+    """A comparison with what is needed to join it with others."""
+
+    comparison: TaskComparison
+    loss_draws: Scores | None
+    """``[resamples]``: shares that may have been lost; None where the comparison has no interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What an evaluation found, over all tasks."""
+
+    tasks: tuple[TaskComparison, ...]
 
     forgetting: float
-    """Mean over retention tasks of the share of the score that was lost; 0 is none."""
+    """Mean over the retention tasks of ``max(0, share lost)``; 0 is none."""
+
+    forgetting_upper: float
+    """One-sided 95% upper confidence bound of :attr:`forgetting`, given that :attr:`unbounded_tasks` are exact.
+    No bound at all unless :func:`has_bound`."""
+
+    unbounded_tasks: tuple[str, ...]
+    """Retention tasks whose score cannot be taken apart into documents: they count in the bound with their value."""
+
+    too_few_documents: tuple[str, ...] = ()
+    """Retention tasks of one document that says nothing: they count as the others do, but the gate does not pass."""
 
     target_gain: float | None
-    """Mean over target tasks of the share gained; None if there is no target: 0 would be a made-up number."""
+    """Mean over the target tasks of the share gained; None if there is no target: 0 would be a made-up number."""
 
-    passed: bool
-    reasons: tuple[str, ...]
-    """One sentence for each limit, met or not."""
+    backward_transfer: float
+    """Mean over the retention tasks of the signed change, as a share of the score; negative is lost."""
+
+    average_accuracy_base: float | None
+    average_accuracy_tuned: float | None
+    """Mean score of all tasks where scores lie in 0 to 1 and higher is better; None if there are none."""
 
 
-def compare_documents(label: TaskLabel, base_scores: Scores, tuned_scores: Scores, *, seed: int) -> TaskComparison:
-    """Return means, change, interval and flips from paired scores of documents.
+def compare_scores(label: TaskLabel, scores: PairedScores, *, seed: int) -> ComparedTask:
+    """Return what one task's documents say, with the draws that :func:`join` needs.
 
     Args:
         label: names the task.
-        base_scores: ``[documents]``, finite.
-        tuned_scores: ``[documents]``, of the same documents in the same order.
-        seed: of the bootstrap.
+        scores: its documents; whether higher is better is taken from ``label``.
+        seed: of the draws, which also depend on the task's name: tasks are independent of each other, and of which
+            others there are.
 
     Raises:
         EvaluationError: if there is no document, the lengths differ, or a score is not finite.
     """
-    _check_scores(label.task, base_scores, tuned_scores)
-    improvements = _sign(label) * (tuned_scores - base_scores)
-    lost, gained = int((improvements < 0).sum()), int((improvements > 0).sum())
-    is_binary = bool(np.isin(base_scores, (0, 1)).all() and np.isin(tuned_scores, (0, 1)).all())
-    interval: Interval | None
-    if is_binary:
-        interval = paired_proportion_interval(lost=lost, gained=gained, num_documents=len(improvements))
-    else:
-        interval = bootstrap_interval(improvements, seed=seed)
-    return TaskComparison(
-        **_fields(label),
-        base=float(base_scores.mean()),
-        tuned=float(tuned_scores.mean()),
-        delta=float(improvements.mean()) + 0.0,
-        ci_low=interval.low if interval else None,
-        ci_high=interval.high if interval else None,
-        n=len(improvements),
-        lost=lost if is_binary else None,
-        gained=gained if is_binary else None,
+    _check_scores(label.task, scores.base, scores.tuned)
+    scores = replace(scores, higher_is_better=label.higher_is_better)
+    total = scores.weights.sum()
+    comparison = compare_values(
+        label,
+        base=float(scores.value(scores.base.sum() / total)),
+        tuned=float(scores.value(scores.tuned.sum() / total)),
+        num_documents=len(scores.base),
     )
+    loss = -comparison.change_share + 0.0
+    seeds = (seed, zlib.crc32(label.task.encode()))
+    found = paired_uncertainty(scores, relative=comparison.is_relative, seeds=seeds)
+    if found is None:
+        return ComparedTask(comparison=comparison, loss_draws=None)
+    improvements = scores.improvements if scores.is_binary else None
+    comparison = replace(
+        comparison,
+        ci_low=found.interval.low,
+        ci_high=found.interval.high,
+        loss_upper=max(loss, loss_upper_bound(found.loss_draws)),
+        p_value=found.p_value,
+        lost=None if improvements is None else int((improvements < 0).sum()),
+        gained=None if improvements is None else int((improvements > 0).sum()),
+    )
+    return ComparedTask(comparison=comparison, loss_draws=found.loss_draws)
 
 
 def compare_values(label: TaskLabel, *, base: float, tuned: float, num_documents: int) -> TaskComparison:
-    """Return the change of a score that is no mean over documents: there is no interval to give."""
+    """Return the change of a score that cannot be taken apart into documents: there is no interval to give."""
     return TaskComparison(
-        **_fields(label),
+        **{field.name: getattr(label, field.name) for field in fields(TaskLabel)},
         base=base,
         tuned=tuned,
-        delta=_sign(label) * (tuned - base) + 0.0,
-        ci_low=None,
-        ci_high=None,
+        delta=(tuned - base if label.higher_is_better else base - tuned) + 0.0,
         n=num_documents,
     )
 
 
-def paired_proportion_interval(*, lost: int, gained: int, num_documents: int) -> Interval:
-    """Return Bonett & Price's 95% interval of ``(gained - lost) / n`` for paired right-or-wrong scores.
+def join(compared: Sequence[ComparedTask]) -> Outcome:
+    """Return the measures over all tasks, with each task's p-value adjusted for their number.
 
-    With ``p = (gained + 1) / (n + 2)`` and ``q = (lost + 1) / (n + 2)`` it is
-    ``p - q +- z sqrt((p + q - (p - q)^2) / (n + 2))`` (their equation for the adjusted Wald interval), cut to -1 and 1.
-
-    Args:
-        lost: documents that only the base model answers rightly.
-        gained: documents that only the tuned model answers rightly.
-        num_documents: all documents, at least 1.
-    """
-    p, q = (gained + 1) / (num_documents + 2), (lost + 1) / (num_documents + 2)
-    half_width = stats.norm.ppf((1 + CONFIDENCE) / 2) * math.sqrt((p + q - (p - q) ** 2) / (num_documents + 2))
-    return Interval(low=max(-1.0, float(p - q - half_width)), high=min(1.0, float(p - q + half_width)))
-
-
-def bootstrap_interval(differences: Scores, *, seed: int) -> Interval | None:
-    """Return the 95% bootstrap interval of the mean of paired differences.
-
-    Args:
-        differences: ``[documents]``.
-        seed: of the resampling.
-
-    Returns:
-        None for one document, which says nothing about its spread; the value itself where all are equal.
-    """
-    if len(differences) < 2:
-        return None
-    if np.ptp(differences) <= ROUND_OFF * max(1.0, float(np.abs(differences).max())):
-        return Interval(low=float(differences.mean()), high=float(differences.mean()))
-    result = stats.bootstrap(
-        (differences,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        batch=max(1, BOOTSTRAP_BATCH_NUMBERS // len(differences)),
-        method="BCa",
-        random_state=np.random.default_rng(seed),
-    )
-    return Interval(low=float(result.confidence_interval.low), high=float(result.confidence_interval.high))
-
-
-def mean_forgetting(comparisons: Sequence[TaskComparison]) -> float:
-    """Return the mean over the retention tasks of ``max(0, share lost)``.
+    The bound of forgetting is the 95% quantile of the mean of ``max(0, loss)`` over draws of all tasks at once. Both
+    what each task's draws add for the documents that were not seen and cutting at 0 raise it, never lower it.
 
     Raises:
         EvaluationError: if there is no retention task.
     """
-    losses = [max(0.0, -one.change_share) for one in comparisons if one.kind == "retention"]
-    if not losses:
+    comparisons = _adjusted([one.comparison for one in compared])
+    retention = [one for one in compared if one.comparison.kind == "retention"]
+    if not retention:
         raise EvaluationError("there is no retention task, so forgetting cannot be measured. Name at least one.")
-    return math.fsum(losses) / len(losses)
-
-
-def mean_target_gain(comparisons: Sequence[TaskComparison]) -> float | None:
-    """Return the mean over the target tasks of the share gained, None if there is no target task."""
+    changes = [one.comparison.change_share for one in retention]
     gains = [one.change_share for one in comparisons if one.kind == "target"]
-    return math.fsum(gains) / len(gains) if gains else None
+    unbounded = [one.comparison for one in retention if one.loss_draws is None]
+    forgetting = _mean([max(0.0, -change) for change in changes])
+    accuracies = [one for one in comparisons if _is_accuracy(one)]
+    return Outcome(
+        tasks=comparisons,
+        forgetting=forgetting,
+        forgetting_upper=max(forgetting, loss_upper_bound(_forgetting_draws(retention))),
+        unbounded_tasks=tuple(one.task for one in unbounded if not one.has_too_few_documents),
+        too_few_documents=tuple(one.task for one in unbounded if one.has_too_few_documents),
+        target_gain=_mean(gains) if gains else None,
+        backward_transfer=_mean(changes),
+        average_accuracy_base=_mean([one.base for one in accuracies]) if accuracies else None,
+        average_accuracy_tuned=_mean([one.tuned for one in accuracies]) if accuracies else None,
+    )
 
 
-def judge(comparisons: Sequence[TaskComparison], *, max_forgetting: float, min_target_gain: float) -> Verdict:
-    """Return whether the tuned model may replace the base, and why.
-
-    Args:
-        comparisons: every task.
-        max_forgetting: largest forgetting that passes, as a share of the score.
-        min_target_gain: smallest gain that passes; not asked for without a target task.
-    """
-    forgetting, gain = mean_forgetting(comparisons), mean_target_gain(comparisons)
-    keeps = forgetting <= max_forgetting + ROUND_OFF
-    learns = gain is None or gain >= min_target_gain - ROUND_OFF
-    relation = "within" if keeps else "above"
-    reasons = [f"Forgetting is {_points(forgetting)}, {relation} the limit of {_points(max_forgetting)}."]
-    if gain is None:
-        reasons.append("There is no target task, so the gain on the new data was not measured.")
-    else:
-        relation = "no less than" if learns else "below"
-        reasons.append(
-            f"The gain on the new data is {_points(gain)}, {relation} the {_points(min_target_gain)} asked for."
-        )
-    return Verdict(forgetting=forgetting, target_gain=gain, passed=keeps and learns, reasons=tuple(reasons))
+def has_bound(tasks: Sequence[TaskComparison]) -> bool:
+    """Return whether a bound of forgetting means something: for some retention task, and for none it cannot be had."""
+    retention = [task for task in tasks if task.kind == "retention"]
+    too_few = any(task.has_too_few_documents for task in retention)
+    return not too_few and any(task.loss_upper is not None for task in retention)
 
 
-def _points(share: float) -> str:
-    """Return a share of a score as points of 100, without a minus before zero."""
-    return f"{round(100 * share, 1) + 0.0:.1f} points"
+def _adjusted(comparisons: Sequence[TaskComparison]) -> tuple[TaskComparison, ...]:
+    adjusted = iter(holm([one.p_value for one in comparisons if one.p_value is not None]))
+    return tuple(one if one.p_value is None else replace(one, p_adjusted=next(adjusted)) for one in comparisons)
 
 
-def _sign(label: TaskLabel) -> float:
-    return 1.0 if label.higher_is_better else -1.0
+def _forgetting_draws(retention: Sequence[ComparedTask]) -> Scores:
+    """Return ``[resamples]`` forgetting, or one number if no task has draws."""
+    losses = [-one.comparison.change_share if one.loss_draws is None else one.loss_draws for one in retention]
+    total = np.zeros(1)
+    for loss in losses:
+        total = total + np.maximum(loss, 0.0)
+    return total / len(losses)
 
 
-def _fields(label: TaskLabel) -> dict[str, Any]:
-    return {field.name: getattr(label, field.name) for field in fields(label)}
+def _is_accuracy(task: TaskComparison) -> bool:
+    return task.higher_is_better and min(task.base, task.tuned) >= 0 and max(task.base, task.tuned) <= 1
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _check_scores(task: str, base_scores: Scores, tuned_scores: Scores) -> None:
