@@ -215,6 +215,11 @@ class Workspace:
         """Where decompositions of weights are kept from run to run."""
         return self.root / "cache" / "subspaces"
 
+    @property
+    def evaluations(self) -> Path:
+        """Where results of evaluated models are kept from run to run."""
+        return self.root / "cache" / "evaluations"
+
     def run_directory(self, run_id: str) -> Path:
         """Return the folder of one pipeline run.
 

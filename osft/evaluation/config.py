@@ -1,17 +1,39 @@
-"""What an evaluation is asked to do: two models, the tasks, and the limits of the gate.
+"""What an evaluation asks two models, and the limits of the gate.
 
 Kept apart from the code that runs it so that a command line or a pipeline step can build and check a
 configuration without paying for the import of torch and lm-eval (some seconds).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from osft.errors import ConfigError
 
 HOLDOUT_TASK = "holdout"
 """Name under which the held-out rows of the new data are evaluated."""
+
+FLOAT_SETTINGS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "repetition_penalty",
+        "encoder_repetition_penalty",
+        "length_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "guidance_scale",
+    }
+)
+"""Generation settings that transformers takes as ``float`` and nothing else."""
+
+Backend = Literal["hf", "vllm", "openai"]
+"""What runs the models: transformers here, vLLM here, or a server that speaks OpenAI's completions protocol."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,12 +43,6 @@ class EvaluationConfig:
     Raises:
         ConfigError: if a value is not allowed; the message names the parameter, the value and what is allowed.
     """
-
-    base: str
-    """Folder (or Hub name, from the local cache when offline) of the model before training."""
-
-    tuned: str
-    """The model after training. Its vocabulary must be the base model's."""
 
     tasks: tuple[str, ...]
     """Retention tasks: what the base model knows and must keep. Names of lm-eval tasks or groups, at least one."""
@@ -40,6 +56,10 @@ class EvaluationConfig:
     holdout: Path | None = None
     """``holdout.parquet`` or its folder; evaluated as the target task ``holdout``. None: no such task."""
 
+    probe: Path | None = None
+    """A text (``.txt`` or ``.md``, its documents parted by blank lines, or ``.jsonl`` with ``text`` or ``messages``):
+    perplexity of both models on it, and how far they differ."""
+
     num_fewshot: int | None = None
     """Examples in each prompt; None takes each task's own number. A task that fixes it to 0 keeps 0."""
 
@@ -52,8 +72,18 @@ class EvaluationConfig:
     apply_chat_template: bool = True
     """Format prompts with the tokenizer's chat template; without effect where the models have none."""
 
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the tasks' generation settings, e.g. ``{"max_gen_toks": 128}``."""
+
+    backend: Backend = "hf"
+    base_url: str | None = None
+    """Endpoint of ``backend="openai"``, e.g. ``http://localhost:8000/v1/completions``."""
+
     max_forgetting: float = 0.05
-    """Largest ``forgetting`` that passes, as a share of the score (0.05 is five points of accuracy)."""
+    """Largest ``forgetting_upper`` that passes, as a share of the score (0.05 is five points of accuracy)."""
+
+    task_limits: Mapping[str, float] = field(default_factory=dict)
+    """Largest loss that passes, on the upper confidence bound, by name in ``tasks``; of a group, each of its tasks'."""
 
     min_target_gain: float = 0.0
     """Smallest ``target_gain`` that passes; not asked for where there is no target at all."""
@@ -64,11 +94,14 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("tasks", "target_tasks"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        for name in ("include_path", "holdout"):
+        for name in ("include_path", "holdout", "probe"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
+        object.__setattr__(self, "generation", with_number_types(self.generation))
         self._check_tasks()
         self._check_numbers()
+        self._check_task_limits()
+        self._check_backend()
 
     @property
     def has_target(self) -> bool:
@@ -76,8 +109,6 @@ class EvaluationConfig:
         return bool(self.target_tasks) or self.holdout is not None
 
     def _check_tasks(self) -> None:
-        if not self.base or not self.tuned:
-            raise ConfigError(f"base '{self.base}', tuned '{self.tuned}': both models must be named.")
         if not self.tasks:
             raise ConfigError("tasks is empty. Name at least one retention task: what the base model must keep.")
         every = [*self.tasks, *self.target_tasks, *([HOLDOUT_TASK] if self.holdout else [])]
@@ -104,10 +135,51 @@ class EvaluationConfig:
                 "Give target_tasks or holdout, or min_target_gain 0."
             )
 
+    def _check_task_limits(self) -> None:
+        for task, limit in self.task_limits.items():
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
+                raise ConfigError(f"task_limits gives '{task}' the limit {limit!r}. Give a number from 0 to 1.")
+            if task not in self.tasks:
+                raise ConfigError(f"task_limits names '{task}', which is not in tasks: {', '.join(self.tasks)}.")
+
+    def _check_backend(self) -> None:
+        if self.backend not in get_args(Backend):
+            raise ConfigError(f"backend is '{self.backend}'. Give one of {', '.join(get_args(Backend))}.")
+        if (self.backend == "openai") != (self.base_url is not None):
+            raise ConfigError(
+                f"backend '{self.backend}' with base_url '{self.base_url}'. "
+                "Give base_url with backend openai, and only there."
+            )
+        if "@" in (self.base_url or "").partition("://")[2].partition("/")[0]:
+            raise ConfigError("base_url holds a user's name or password. Leave it out: the key is OPENAI_API_KEY's.")
+        if self.probe is not None and self.backend != "hf":
+            raise ConfigError(f"probe needs all logits, which backend '{self.backend}' does not give. Use backend hf.")
+        if self.backend == "openai" and self.batch_size == "auto":
+            raise ConfigError("batch_size is 'auto', which a server has no answer to. Give a whole number.")
+
 
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names in a list separated by commas; an empty text has none."""
     return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def with_number_types(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return generation settings with numbers of the types that transformers insists on.
+
+    KFP keeps a parameter's mapping as a protobuf ``Struct``, whose numbers are all doubles: 256 tokens arrive as 256.0.
+    A temperature of 2, on the other hand, must be 2.0.
+    """
+    return {name: _number(value, is_float=name in FLOAT_SETTINGS) for name, value in generation.items()}
+
+
+def _number(value: Any, *, is_float: bool) -> Any:
+    if isinstance(value, list):
+        return [_number(one, is_float=is_float) for one in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if is_float:
+        return float(value)
+    return int(value) if float(value).is_integer() else value
 
 
 def _names(parameter: str, value: object) -> tuple[str, ...]:

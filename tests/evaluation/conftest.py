@@ -162,7 +162,7 @@ def write_copy_task(folder: Path, name: str, oracle: Oracle) -> None:
 
 
 def write_prose_task(folder: Path, name: str) -> None:
-    """Write a perplexity task: its score is no mean over documents."""
+    """Write a perplexity task: its score comes from log-likelihoods and words of all documents."""
     write_task(
         folder,
         name,
@@ -227,6 +227,7 @@ class Kit:
     write_holdout = staticmethod(write_holdout)
     write_letters_task = staticmethod(write_letters_task)
     write_prose_task = staticmethod(write_prose_task)
+    write_task = staticmethod(write_task)
 
 
 @pytest.fixture(scope="session")

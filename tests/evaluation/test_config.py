@@ -7,7 +7,7 @@ from osft.evaluation.config import EvaluationConfig
 
 
 def test_lists_and_text_paths_are_taken_as_tuples_and_paths() -> None:
-    config = EvaluationConfig(base="a", tuned="b", tasks=["x"], include_path="tasks")  # type: ignore[arg-type]
+    config = EvaluationConfig(tasks=["x"], include_path="tasks")  # type: ignore[arg-type]
 
     assert config.tasks == ("x",)
     assert config.include_path is not None
@@ -20,7 +20,6 @@ def test_lists_and_text_paths_are_taken_as_tuples_and_paths() -> None:
         ({"tasks": ()}, "tasks is empty"),
         ({"tasks": "mmlu"}, "tasks is 'mmlu'. Give a tuple"),
         ({"tasks": ("a", " ")}, "tasks holds ' '"),
-        ({"base": ""}, "both models must be named"),
         ({"target_tasks": ("a",)}, "name a more than once"),
         ({"tasks": ("holdout",), "holdout": "rows"}, "'holdout' is the name of the held-out rows"),
         ({"num_fewshot": -1}, "num_fewshot is -1"),
@@ -32,8 +31,34 @@ def test_lists_and_text_paths_are_taken_as_tuples_and_paths() -> None:
         ({"max_forgetting": float("nan")}, "max_forgetting is nan"),
         ({"min_target_gain": 2}, "min_target_gain is 2"),
         ({"min_target_gain": 0.1}, "nothing measures the gain"),
+        ({"task_limits": {"a": 2}}, "task_limits gives 'a' the limit 2"),
+        ({"task_limits": {"a": True}}, "task_limits gives 'a' the limit True"),
+        ({"task_limits": {"b": 0.1}}, "task_limits names 'b', which is not in tasks: a"),
+        ({"backend": "tgi"}, "backend is 'tgi'. Give one of hf, vllm, openai"),
+        ({"backend": "openai"}, "backend 'openai' with base_url 'None'"),
+        ({"base_url": "http://localhost/v1/completions"}, "Give base_url with backend openai, and only there"),
+        (
+            {"backend": "openai", "base_url": "http://me:secret@localhost/v1/completions"},
+            "base_url holds a user's name or password",
+        ),
+        ({"backend": "vllm", "probe": "text.txt"}, "probe needs all logits, which backend 'vllm' does not give"),
+        (
+            {"backend": "openai", "base_url": "http://localhost/v1/completions", "batch_size": "auto"},
+            "batch_size is 'auto', which a server has no answer to",
+        ),
     ],
 )
 def test_value_that_is_not_allowed_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        EvaluationConfig(**{"base": "a", "tuned": "b", "tasks": ("a",)} | fields)
+        EvaluationConfig(**{"tasks": ("a",)} | fields)
+
+
+def test_numbers_of_generation_settings_have_the_types_that_transformers_wants() -> None:
+    given = {"max_gen_toks": 128.0, "temperature": 2, "top_p": 0.5, "do_sample": True, "until": ["x"], "top_k": 5}
+
+    config = EvaluationConfig(tasks=("a",), generation=given)
+
+    assert config.generation == given
+    assert isinstance(config.generation["max_gen_toks"], int)
+    assert isinstance(config.generation["temperature"], float)
+    assert config.generation["do_sample"] is True
