@@ -171,7 +171,10 @@ def _watch_head(model: PreTrainedModel, head: nn.Linear, probe: MicroBatch) -> t
             own = model(**probe.model_inputs(), use_cache=False).logits
     finally:
         watch.remove()
-    return (*calls[0], own) if len(calls) == 1 else (None, own, own)
+    if len(calls) != 1:
+        return None, own, own
+    # A model that is spread over several GPUs returns its logits where its first layer is.
+    return *calls[0], own.to(calls[0][1].device)
 
 
 def _known_transformations(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
