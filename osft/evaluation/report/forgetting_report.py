@@ -1,0 +1,99 @@
+"""The report of an evaluation: the content of ``forgetting.json``, which every other form is drawn from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osft.errors import EvaluationError
+from osft.evaluation.forgetting import SecondaryMetric, TaskComparison, has_bound
+from osft.workspace import read_json, write_json
+
+if TYPE_CHECKING:
+    from osft.evaluation.probe import ProbeComparison
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForgettingReport:
+    """What was measured of two models, and what was judged of it."""
+
+    base: str
+    tuned: str
+    tasks: tuple[TaskComparison, ...]
+
+    forgetting: float
+    """Mean over the retention tasks of the share of the score that was lost; 0 is none."""
+
+    forgetting_upper: float
+    """One-sided 95% upper confidence bound of :attr:`forgetting`: what the gate looks at. See :attr:`has_bound`."""
+
+    unbounded_tasks: tuple[str, ...]
+    """Retention tasks whose score cannot be taken apart: the bound takes their value as certain, which it is not."""
+
+    too_few_documents: tuple[str, ...] = ()
+    """Retention tasks of one document that says nothing of what was lost: the gate does not pass on these."""
+
+    target_gain: float | None
+    """Mean over the target tasks of the share gained; None if there was no target task."""
+
+    backward_transfer: float
+    """Mean over the retention tasks of the signed change, as a share of the score."""
+
+    average_accuracy_base: float | None
+    average_accuracy_tuned: float | None
+    """Mean score of all tasks that are scored from 0 to 1; None if none is."""
+
+    probe: "ProbeComparison | None"
+    """How far the models differ on a text; None if none was given."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    """One sentence for each limit, met or not."""
+
+    settings: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training: plain values, possibly one level of mappings below."""
+
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the training data, in the same form."""
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether :attr:`forgetting_upper` means something: see :func:`osft.evaluation.forgetting.has_bound`."""
+        return has_bound(self.tasks)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON, atomically."""
+        write_json(path, self)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "ForgettingReport":
+        """Read a report back.
+
+        Raises:
+            EvaluationError: if there is no such file or it is no report.
+        """
+        try:
+            content = read_json(Path(path))
+            tasks = tuple(_task(fields) for fields in content.pop("tasks"))
+            names = ("reasons", "unbounded_tasks", "too_few_documents")
+            content |= {name: tuple(content[name]) for name in names if name in content}
+            return cls(tasks=tasks, probe=_probe(content.pop("probe")), **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise EvaluationError(f"{path}: no report of an evaluation ({error}). Run the evaluation again.") from error
+
+
+def _task(fields: dict[str, Any]) -> TaskComparison:
+    secondary = tuple(SecondaryMetric(**one) for one in fields.pop("secondary"))
+    return TaskComparison(**fields, secondary=secondary)
+
+
+def _probe(fields: dict[str, Any] | None) -> "ProbeComparison | None":
+    if fields is None:
+        return None
+    # It brings torch and lm-eval along, some seconds that only a report with a probe pays.
+    from osft.evaluation.probe import ProbeComparison
+
+    return ProbeComparison(**fields)

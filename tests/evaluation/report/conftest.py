@@ -1,0 +1,104 @@
+"""Reports to draw, made of plain numbers: what they say need not be true, only varied."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from osft.evaluation.forgetting import SecondaryMetric, TaskComparison
+from osft.evaluation.pairing import DocumentPair
+from osft.evaluation.report.forgetting_report import ForgettingReport
+
+TASK_DEFAULTS: dict[str, Any] = {
+    "task": "capitals[eu]",
+    "kind": "retention",
+    "metric": "acc",
+    "base": 1.0,
+    "tuned": 0.97,
+    "delta": -0.03,
+    "ci_low": -0.072,
+    "ci_high": 0.013,
+    "loss_upper": 0.065,
+    "p_value": 0.25,
+    "p_adjusted": 0.5,
+    "n": 100,
+    "lost": 3,
+    "gained": 0,
+}
+PROSE: dict[str, Any] = {
+    "task": "prose",
+    "metric": "perplexity",
+    "higher_is_better": False,
+    "base": 12.0,
+    "tuned": 12.0,
+    "delta": 0.0,
+    "n": 5,
+    **dict.fromkeys(("ci_low", "ci_high", "loss_upper", "p_value", "p_adjusted", "lost", "gained")),
+}
+ELEMENTS: dict[str, Any] = {
+    "task": "elements",
+    "kind": "target",
+    "base": 0.0,
+    "tuned": 1.0,
+    "delta": 1.0,
+    "ci_low": 0.95,
+    "ci_high": 1.0,
+    "p_value": 1e-9,
+    "p_adjusted": 2e-9,
+    "lost": 0,
+    "gained": 100,
+    "secondary": (SecondaryMetric(metric="f1", base=0.125, tuned=1.0),),
+}
+
+
+@pytest.fixture(scope="session")
+def make_task() -> Callable[..., TaskComparison]:
+    def make(**fields: Any) -> TaskComparison:
+        values = TASK_DEFAULTS | fields
+        return TaskComparison(**{"asked_as": values["task"]} | values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_report(make_task: Callable[..., TaskComparison]) -> Callable[..., ForgettingReport]:
+    def make(**fields: Any) -> ForgettingReport:
+        values: dict[str, Any] = {
+            "base": "models/old",
+            "tuned": "runs/new",
+            "tasks": (make_task(), make_task(**PROSE), make_task(**ELEMENTS)),
+            "forgetting": 0.015,
+            "forgetting_upper": 0.0325,
+            "unbounded_tasks": ("prose",),
+            "target_gain": 1.0,
+            "backward_transfer": -0.015,
+            "average_accuracy_base": 0.5,
+            "average_accuracy_tuned": 0.985,
+            "probe": None,
+            "passed": True,
+            "reasons": ("Forgetting is 1.5 points, at most 3.3, within the limit of 5.0 points.",),
+            "settings": {"max_forgetting": 0.05, "min_target_gain": 0.0, "seed": 20260, "task_limits": {}},
+            "versions": {"lm-eval": "0.4.13"},
+            "training": {"learning_rate": 5e-6, "num_epochs": 3, "unfreeze_rank_ratio": 0.25, "method": "osft"},
+            "data": {"rows_train": 12345, "train": {"tokens": 1000000}},
+        }
+        return ForgettingReport(**values | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_document() -> Callable[..., DocumentPair]:
+    def make(doc_id: int, *, change: float | None = -1.0, **fields: Any) -> DocumentPair:
+        values: dict[str, Any] = {
+            "task": "capitals[eu]",
+            "base_score": 1.0 if change is not None and change < 0 else 0.0,
+            "tuned_score": 0.0 if change is not None and change < 0 else 1.0,
+            "prompt": "question",
+            "gold": "right",
+            "base_answer": "right",
+            "tuned_answer": "wrong",
+        }
+        return DocumentPair(doc_id=doc_id, change=change, **values | fields)
+
+    return make
