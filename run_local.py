@@ -28,8 +28,8 @@ from rich.console import Console
 
 from demo.parameters import DEMO_PARAMETERS
 from osft.errors import ConfigError
-from osft.evaluation.report import ForgettingReport
-from osft.evaluation.table import render_table
+from osft.evaluation.report.forgetting_report import ForgettingReport
+from osft.evaluation.report.terminal import render_table
 from osft.workspace import WORKSPACE_VARIABLE, Workspace
 from pipelines.continual_learning import continual_learning
 
@@ -39,6 +39,7 @@ JSON_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
     "NUMBER_DOUBLE": ("number", (int, float)),
     "BOOLEAN": ("true or false", (bool,)),
     "LIST": ("list", (list,)),
+    "STRUCT": ("JSON object", (dict,)),
 }
 # In what the runner prints: the start of a step, a log line of the library, the error that ended a step.
 STEP_STARTS = re.compile(r"Executing task .*'(?P<step>[\w-]+)'")

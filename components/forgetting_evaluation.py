@@ -1,4 +1,4 @@
-"""Step 5: lm-eval on the base and the tuned model: what was lost, what was gained, and whether that is acceptable."""
+"""Step 6: lm-eval on the base and the tuned model: what was lost, what was gained, and whether that is acceptable."""
 
 from typing import NamedTuple
 
@@ -16,18 +16,27 @@ def forgetting_evaluation(
     include_path: str,
     num_fewshot: str,
     limit: int,
-    apply_chat_template: bool,
     batch_size: int,
+    apply_chat_template: bool,
+    generation: dict,
+    probe: str,
+    backend: str,
     max_forgetting: float,
+    task_limits: dict,
     min_target_gain: float,
+    fail_run: bool,
     seed: int,
     processed: dsl.Input[dsl.Dataset],
+    baseline: dsl.Input[dsl.Artifact],
     tuned: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
-) -> NamedTuple("Outputs", [("forgetting", float), ("target_gain", float), ("passed", bool)]):  # type: ignore[valid-type]
-    """Evaluate both models and write ``forgetting.json``, ``report.html`` to ``runs/<run_id>/evaluation``.
+    summary: dsl.Output[dsl.Markdown],
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Outputs", [("forgetting", float), ("forgetting_upper", float), ("target_gain", float), ("passed", bool)]
+):
+    """Evaluate the tuned model, compare it with the base, and write the report to ``runs/<run_id>/evaluation``.
 
     Args:
         run_id: id of the pipeline run.
@@ -37,65 +46,93 @@ def forgetting_evaluation(
         include_path: folder of the user's own task files; empty: none.
         num_fewshot: examples before each question, a number, or ``auto`` for each task's own.
         limit: documents a task; 0 takes all.
+        batch_size: prompts through the model at once; 0 finds out what fits.
         apply_chat_template: ask through the model's chat template, if it has one.
-        batch_size: prompts through the model at once.
-        max_forgetting: largest mean loss over the retention tasks that passes, 0 to 1.
+        generation: overrides of the tasks' generation settings.
+        probe: text on which the two models' next tokens are compared; empty: none.
+        backend: what runs the models, ``hf`` or ``vllm``.
+        max_forgetting: what the upper confidence bound of the forgetting may be at most, 0 to 1.
+        task_limits: the same for single retention tasks, by name.
         min_target_gain: smallest mean gain over the target tasks that passes.
+        fail_run: a model that does not pass fails the step, once its report is written.
         seed: seed of the few-shot examples and of the confidence intervals.
         processed: manifest of the tokenized rows; the held-out ones are evaluated.
+        baseline: manifest of what the base model scored before the training.
         tuned: manifest of the trained model.
         evaluation: manifest of the results.
-        metrics: forgetting, gain, and both scores of each task.
+        metrics: forgetting, gain, both scores of each task, and the settings that people compare.
         report: what was forgotten, as a page.
+        summary: the same in short, for a UI that shows no pages.
 
     Returns:
-        Mean loss over the retention tasks, mean gain over the target tasks (0 when there is none), and whether both
-        are within their limits.
+        Mean loss over the retention tasks and its upper confidence bound, mean gain over the target tasks (0 when
+        there is none), and whether all are within their limits.
     """
     import shutil
     from collections import namedtuple
-    from pathlib import Path
 
-    from osft.evaluation.config import EvaluationConfig, split_names
-    from osft.evaluation.evaluate import evaluate_forgetting
-    from osft.evaluation.report import ForgettingReport
+    from osft.evaluation.evaluate import BASELINE_NAME, HTML_NAME, MARKDOWN_NAME, REPORT_NAME, evaluate_forgetting
+    from osft.evaluation.parameters import (
+        EvaluationParameters,
+        data_summary,
+        describe_inputs,
+        fail_unless_passed,
+        make_config,
+        training_settings,
+    )
+    from osft.evaluation.report.forgetting_report import ForgettingReport
+    from osft.evaluation.report.metrics import flat_metrics
     from osft.logs import configure_logging
-    from osft.workspace import Manifest, Workspace, as_json, read_json
+    from osft.workspace import Manifest, Workspace, read_json
 
     configure_logging()
     workspace = Workspace.from_environment()
-    processed_directory = workspace.directory_of(processed.path)
-    has_holdout = read_json(processed_directory / "processing.json")["rows_holdout"] > 0
-    config = EvaluationConfig(
-        base=workspace.locate(model),
-        tuned=str(workspace.directory_of(tuned.path) / "final"),
-        tasks=split_names(tasks),
-        target_tasks=split_names(target_tasks),
-        include_path=Path(workspace.locate(include_path)) if include_path else None,
-        holdout=processed_directory if has_holdout else None,
-        num_fewshot=None if num_fewshot == "auto" else int(num_fewshot),
-        limit=limit or None,
+    parameters = EvaluationParameters(
+        tasks=tasks,
+        target_tasks=target_tasks,
+        include_path=include_path,
+        num_fewshot=num_fewshot,
+        limit=limit,
         batch_size=batch_size,
         apply_chat_template=apply_chat_template,
+        generation=generation,
+        probe=probe,
+        backend=backend,
         max_forgetting=max_forgetting,
+        task_limits=task_limits,
         min_target_gain=min_target_gain,
         seed=seed,
     )
+    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path))
+    base, trained = workspace.locate(model), Manifest.load(tuned.path)
     manifest = workspace.complete(
         run_id,
         "evaluation",
-        inputs={**as_json(config), "trained": Manifest.load(tuned.path).fingerprint},
-        work=lambda directory: evaluate_forgetting(config, directory),
+        inputs={
+            **describe_inputs(base, config),
+            "processed": Manifest.load(processed.path).fingerprint,
+            "baseline": Manifest.load(baseline.path).fingerprint,
+            "trained": trained.fingerprint,
+        },
+        work=lambda directory: evaluate_forgetting(
+            base,
+            str(workspace.resolve(f"{trained.path}/final")),
+            config,
+            directory,
+            cache=workspace.evaluations,
+            base_fingerprint=read_json(workspace.directory_of(baseline.path) / BASELINE_NAME)["fingerprint"],
+            training=training_settings(trained),
+            data=data_summary(workspace.run_directory(run_id)),
+        ),
     )
     directory = workspace.resolve(manifest.path)
-    result = ForgettingReport.load(directory / "forgetting.json")
-    metrics.log_metric("forgetting", result.forgetting)
-    if result.target_gain is not None:
-        metrics.log_metric("target_gain", result.target_gain)
-    for task in result.tasks:
-        metrics.log_metric(f"{task.task}_base", task.base)
-        metrics.log_metric(f"{task.task}_tuned", task.tuned)
-    shutil.copyfile(directory / "report.html", report.path)
+    result = ForgettingReport.load(directory / REPORT_NAME)
+    for name, value in flat_metrics(result).items():
+        metrics.log_metric(name, value)
+    shutil.copyfile(directory / HTML_NAME, report.path)
+    shutil.copyfile(directory / MARKDOWN_NAME, summary.path)
     manifest.save(evaluation.path)
-    Outputs = namedtuple("Outputs", ["forgetting", "target_gain", "passed"])
-    return Outputs(result.forgetting, result.target_gain or 0.0, result.passed)
+    if fail_run:
+        fail_unless_passed(result, directory / HTML_NAME)
+    Outputs = namedtuple("Outputs", ["forgetting", "forgetting_upper", "target_gain", "passed"])
+    return Outputs(result.forgetting, result.forgetting_upper, result.target_gain or 0.0, result.passed)

@@ -1,4 +1,4 @@
-"""Step 6: a model that passed becomes the newest version of its name."""
+"""Step 7: a model that passed becomes the newest version of its name."""
 
 from kfp import dsl
 

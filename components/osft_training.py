@@ -1,4 +1,4 @@
-"""Step 4: OSFT on the tokenized rows, on the step's own GPUs."""
+"""Step 5: OSFT on the tokenized rows, on the step's own GPUs."""
 
 from kfp import dsl
 

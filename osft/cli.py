@@ -7,7 +7,7 @@ A result is summed up on standard output, progress goes to standard error. An er
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -249,33 +249,59 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Documents a task. [default: all]")] = None,
     batch_size: Annotated[str, typer.Option(help="Prompts through the model at once, or auto.")] = "16",
     apply_chat_template: Annotated[bool, typer.Option(help="Ask through the model's chat template.")] = True,
-    max_forgetting: Annotated[float, typer.Option(help="Largest forgetting that passes, 0 to 1.")] = 0.05,
+    generation: Annotated[
+        str | None, typer.Option(help="Overrides of the tasks' generation settings, as a JSON object.")
+    ] = None,
+    probe: Annotated[Path | None, typer.Option(help="Text to compare both models' next tokens on.")] = None,
+    backend: Annotated[str, typer.Option(help="hf, vllm, or openai: a server with both models.")] = "hf",
+    base_url: Annotated[
+        str | None, typer.Option(help="Completions endpoint of that server; its key is taken from OPENAI_API_KEY.")
+    ] = None,
+    max_forgetting: Annotated[
+        float, typer.Option(help="Largest forgetting that passes, 0 to 1; its upper 95% bound must not exceed it.")
+    ] = 0.05,
+    task_limits: Annotated[
+        str | None, typer.Option(help='The same for single tasks, as a JSON object, e.g. {"gsm8k": 0.02}.')
+    ] = None,
     min_target_gain: Annotated[float, typer.Option(help="Smallest gain that passes.")] = 0.0,
+    fail_run: Annotated[bool, typer.Option("--fail-run", help="Exit with 1 if the tuned model does not pass.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what was measured. [default: OUTPUT/measurements]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of few-shot examples and intervals.")] = 42,
 ) -> None:
-    """Compare two models with lm-eval: forgetting.json, report.html, samples.jsonl."""
-    from osft.evaluation.config import EvaluationConfig, split_names
-    from osft.evaluation.evaluate import evaluate_forgetting
-    from osft.evaluation.table import render_table
+    """Compare two models with lm-eval: forgetting.json, report.html, report.md, samples.jsonl."""
+    from osft.evaluation.config import Backend, EvaluationConfig, split_names
 
     config = EvaluationConfig(
-        base=base,
-        tuned=tuned,
         tasks=split_names(tasks),
         target_tasks=split_names(target_tasks),
         include_path=include_path,
         holdout=holdout,
+        probe=probe,
         num_fewshot=num_fewshot,
         limit=limit,
         batch_size=_batch_size(batch_size),
         apply_chat_template=apply_chat_template,
+        generation=_json_object("--generation", generation) or {},
+        # The configuration refuses any other text.
+        backend=cast(Backend, backend),
+        base_url=base_url,
         max_forgetting=max_forgetting,
+        task_limits=_json_object("--task-limits", task_limits) or {},
         min_target_gain=min_target_gain,
         seed=seed,
     )
-    report = evaluate_forgetting(config, output)
+    # Once the configuration holds: torch and lm-eval take seconds to import.
+    from osft.evaluation.evaluate import HTML_NAME, evaluate_forgetting
+    from osft.evaluation.parameters import fail_unless_passed
+    from osft.evaluation.report.terminal import render_table
+
+    report = evaluate_forgetting(base, tuned, config, output, cache=cache)
     Console().print(render_table(report))
-    typer.echo(f"report: {output / 'report.html'}")
+    typer.echo(f"report: {output / HTML_NAME}")
+    if fail_run:
+        fail_unless_passed(report, output / HTML_NAME)
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:
@@ -294,7 +320,7 @@ def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{option} '{text}' is not JSON ({error}).") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{option} '{text}' is not a JSON object, e.g. {{\"num_cycles\": 2}}.")
+        raise ConfigError(f"{option} '{text}' is not a JSON object, {{\"name\": value}}.")
     return value
 
 

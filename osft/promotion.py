@@ -33,7 +33,7 @@ LINEAGE_NAME = "lineage.json"
 LINEAGE_SCHEMA = "osft.lineage/v1"
 LATEST_NAME = "latest"
 VERSION = re.compile(r"v(\d{4,})")
-STEPS_BEFORE = ("raw", "valid", "processed", "training", "evaluation")
+STEPS_BEFORE = ("raw", "valid", "processed", "baseline", "training", "evaluation")
 
 
 def promote_model(

@@ -2,6 +2,7 @@
 
 from kfp import dsl
 
+from components.baseline_evaluation import baseline_evaluation
 from components.dataset_download import dataset_download
 from components.forgetting_evaluation import forgetting_evaluation
 from components.message_processing import message_processing
@@ -54,8 +55,13 @@ def continual_learning(
     eval_limit: int = 0,
     eval_batch_size: int = 16,
     eval_apply_chat_template: bool = True,
+    eval_generation: dict = {},  # noqa: B006 as above
+    eval_probe: str = "",
+    eval_backend: str = "hf",
     eval_max_forgetting: float = 0.05,
+    eval_task_limits: dict = {},  # noqa: B006 as above
     eval_min_target_gain: float = 0.0,
+    eval_fail_run: bool = False,
     eval_seed: int = 42,
     eval_gpus: int = 1,
     promote_model_name: str = "continual-model",
@@ -97,12 +103,17 @@ def continual_learning(
         eval_include_path: Folder with lm-eval task files of your own, e.g. pvc://tasks.
         eval_num_fewshot: Examples before each question: a number, or auto for each task's own.
         eval_limit: Documents a task; 0 takes all.
-        eval_batch_size: Prompts that go through the model at once.
+        eval_batch_size: Prompts that go through the model at once; 0 finds out what fits.
         eval_apply_chat_template: Ask through the model's chat template, if it has one.
-        eval_max_forgetting: Largest mean loss over the retention tasks that is promoted, 0 to 1.
+        eval_generation: Overrides of the tasks' generation settings, e.g. {"max_gen_toks": 256}.
+        eval_probe: Text (.txt, .md or .jsonl, e.g. pvc://probe.txt) to compare both models' next tokens on. Optional.
+        eval_backend: What runs the models: hf (transformers) or vllm.
+        eval_max_forgetting: What the upper 95% confidence bound of the forgetting may be at most, 0 to 1.
+        eval_task_limits: The same for single retention tasks, e.g. {"gsm8k": 0.02}.
         eval_min_target_gain: Smallest mean gain over the target tasks that is promoted.
+        eval_fail_run: A model that does not pass fails the run. By default the run succeeds and promotes nothing.
         eval_seed: Seed of few-shot examples and confidence intervals.
-        eval_gpus: GPUs of the evaluation step.
+        eval_gpus: GPUs of the two evaluation steps.
         promote_model_name: Name under which a model that passed is published on the workspace.
         workspace_pvc: Claim of the shared volume (ReadWriteMany).
 
@@ -137,6 +148,26 @@ def continual_learning(
         valid=validation.outputs["valid"],
     )
 
+    baseline = baseline_evaluation(
+        run_id=run_id,
+        model=model_base,
+        tasks=eval_tasks,
+        target_tasks=eval_target_tasks,
+        include_path=eval_include_path,
+        num_fewshot=eval_num_fewshot,
+        limit=eval_limit,
+        batch_size=eval_batch_size,
+        apply_chat_template=eval_apply_chat_template,
+        generation=eval_generation,
+        probe=eval_probe,
+        backend=eval_backend,
+        max_forgetting=eval_max_forgetting,
+        task_limits=eval_task_limits,
+        min_target_gain=eval_min_target_gain,
+        seed=eval_seed,
+        processed=processing.outputs["processed"],
+    )
+
     training = osft_training(
         run_id=run_id,
         model=model_base,
@@ -154,7 +185,7 @@ def continual_learning(
         use_liger=train_use_liger,
         seed=train_seed,
         processed=processing.outputs["processed"],
-    )
+    ).after(baseline)
 
     evaluation = forgetting_evaluation(
         run_id=run_id,
@@ -166,10 +197,16 @@ def continual_learning(
         limit=eval_limit,
         batch_size=eval_batch_size,
         apply_chat_template=eval_apply_chat_template,
+        generation=eval_generation,
+        probe=eval_probe,
+        backend=eval_backend,
         max_forgetting=eval_max_forgetting,
+        task_limits=eval_task_limits,
         min_target_gain=eval_min_target_gain,
+        fail_run=eval_fail_run,
         seed=eval_seed,
         processed=processing.outputs["processed"],
+        baseline=baseline.outputs["baseline"],
         tuned=training.outputs["tuned"],
     )
 
@@ -186,12 +223,14 @@ def continual_learning(
         give_resources(task, cpu="2", memory="8Gi")
     give_resources(training, cpu=train_cpu, memory=train_memory)
     give_gpus(training, train_gpus_per_node)
-    give_shared_memory(training)
-    give_resources(evaluation, cpu="4", memory="32Gi")
-    give_gpus(evaluation, eval_gpus)
-    for task in (download, validation, processing, training, evaluation):
+    for task in (baseline, evaluation):
+        give_resources(task, cpu="4", memory="32Gi")
+        give_gpus(task, eval_gpus)
+    for task in (baseline, training, evaluation):
+        give_shared_memory(task)
+    for task in (download, validation, processing, baseline, training, evaluation):
         mount_workspace(task, workspace_pvc)
     give_secret(download, data_s3_secret, S3_KEYS)
-    for task in (download, processing, training, evaluation):
+    for task in (download, processing, baseline, training, evaluation):
         give_secret(task, model_hub_secret, ("HF_TOKEN",))
     return evaluation.outputs["evaluation"]

@@ -1,10 +1,12 @@
 """The command line: each step on files, errors in one line."""
 
 import inspect
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import typer.main
 
 from osft.api import osft
-from osft.cli import app
+from osft.cli import app, main
 from osft.config import TrainingConfig
 
 
@@ -143,3 +145,92 @@ def test_arguments_that_are_not_json_are_named(tiny_model: Path, messages_file: 
 
     assert finished.returncode == 1
     assert finished.stderr.startswith("osft: --lr-scheduler-kwargs '[1]' is not a JSON object")
+
+
+PARITY = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {name}.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with the tasks ``kept`` and ``learnt``."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("kept", "learnt"):
+        rows = [{"question": f"Is {number} {name}?", "answer": number % 2} for number in range(6)]
+        (folder / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        (folder / f"{name}.yaml").write_text(PARITY.format(name=name))
+    return folder
+
+
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process, which has torch and lm-eval imported; return exit code, output and errors."""
+    logger = logging.getLogger("osft")
+    for name in ("handlers", "level", "propagate"):
+        # What the command sets up for its process is put back at the end of the test.
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+
+    def run_command(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["osft", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0), *capsys.readouterr()
+
+    return run_command
+
+
+def test_evaluate_tells_what_was_lost_and_fails_only_when_asked_to(
+    tiny_model: Path, tasks: Path, tmp_path: Path, run_here: Callable[..., tuple[int, str, str]]
+) -> None:
+    arguments = [
+        "evaluate", "--base", tiny_model, "--tuned", tiny_model, "--tasks", "kept", "--target-tasks", "learnt",
+        "--include-path", tasks, "--batch-size", "auto", "--max-forgetting", "1", "--task-limits", '{"kept": 1}',
+        "--min-target-gain", "0.5", "--cache", tmp_path / "cache", "--output", tmp_path / "out",
+    ]  # fmt: skip
+
+    finished_code, finished_output, _ = run_here(*arguments)
+    failed_code, failed_output, failed_errors = run_here(*arguments, "--fail-run")
+
+    assert (finished_code, failed_code) == (0, 1)
+    assert "not passed" in finished_output
+    assert finished_output == failed_output
+    last_line = failed_errors.splitlines()[-1]
+    assert last_line.startswith("osft: the tuned model did not pass: ")
+    assert last_line.endswith(f"The report is {tmp_path / 'out' / 'report.html'}.")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "forgetting.json", "report.html", "report.md", "samples.jsonl",
+    }  # fmt: skip
+    assert list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--generation", "[1]"], r"--generation '[1]' is not a JSON object"),
+        (["--task-limits", "{"], "--task-limits '{' is not JSON"),
+        (["--batch-size", "many"], "--batch-size 'many' is neither a whole number nor auto"),
+        (["--backend", "tgi"], "backend is 'tgi'. Give one of hf, vllm, openai"),
+        (["--backend", "openai"], "backend 'openai' with base_url 'None'. Give base_url with backend openai"),
+    ],
+)
+def test_an_option_of_the_evaluation_that_cannot_hold_is_named(options: list[str], message: str) -> None:
+    failed = run("evaluate", "--base", "a", "--tuned", "b", "--tasks", "kept", "--output", "out", *options)
+
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"osft: {message}")

@@ -15,8 +15,8 @@ from osft.errors import ConfigError
 ROOT = Path(__file__).parent.parent
 NAME = "osft-continual-learning-single-node"
 STEPS = [
-    "dataset-download", "message-validation", "message-processing", "osft-training", "forgetting-evaluation",
-    "model-promotion",
+    "dataset-download", "message-validation", "message-processing", "baseline-evaluation", "osft-training",
+    "forgetting-evaluation", "model-promotion",
 ]  # fmt: skip
 
 
@@ -56,13 +56,52 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_the_file_has_the_six_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
+def test_the_file_has_the_seven_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
     specification, _ = compiled
     compile_pipeline(PIPELINES[NAME], tmp_path / "x.yaml", Deployment())
 
     assert specification["pipelineInfo"]["name"] == "osft-continual-learning"
     assert sorted(name for name, _ in containers(specification)) == sorted(f"exec-{step}" for step in STEPS)
     assert (tmp_path / "x.yaml").read_text().startswith("# PIPELINE DEFINITION\n# Name: osft-continual-learning\n")
+
+
+def test_nothing_is_trained_before_the_base_model_is_measured(compiled: Any) -> None:
+    specification, _ = compiled
+
+    tasks = specification["root"]["dag"]["tasks"]
+
+    assert set(tasks["osft-training"]["dependentTasks"]) == {"baseline-evaluation", "message-processing"}
+    assert tasks["baseline-evaluation"]["dependentTasks"] == ["message-processing"]
+    assert "baseline-evaluation" in tasks["forgetting-evaluation"]["dependentTasks"]
+
+
+def test_the_base_model_is_asked_all_that_the_tuned_one_is(compiled: Any) -> None:
+    specification, _ = compiled
+
+    baseline, evaluation = (
+        specification["root"]["dag"]["tasks"][step]["inputs"]["parameters"]
+        for step in ("baseline-evaluation", "forgetting-evaluation")
+    )
+
+    assert baseline == {name: value for name, value in evaluation.items() if name != "fail_run"}
+    asked = set(specification["components"]["comp-forgetting-evaluation"]["inputDefinitions"]["parameters"])
+    asked -= {"run_id", "model"}
+    assert {name: evaluation[name] for name in asked} == {
+        name: {"componentInputParameter": f"eval_{name}"} for name in asked
+    }
+
+
+def test_both_evaluations_have_the_gpus_of_the_evaluation_and_room_for_processes_to_talk(compiled: Any) -> None:
+    specification, platform = compiled
+
+    steps = [f"exec-{step}" for step in ("baseline-evaluation", "forgetting-evaluation")]
+
+    baseline, evaluation = (dict(containers(specification))[step]["resources"] for step in steps)
+    assert baseline == evaluation
+    assert "eval_gpus" in baseline["accelerator"]["resourceCount"]
+    for step in steps:
+        (mount,) = kubernetes_executors(platform)[step]["emptyDirMounts"]
+        assert (mount["mountPath"], mount["medium"]) == ("/dev/shm", "Memory")  # noqa: S108
 
 
 def test_the_model_is_promoted_only_when_it_passed(compiled: Any) -> None:
@@ -85,7 +124,8 @@ def test_images_mount_path_and_environment_are_those_of_the_deployment(tmp_path:
 
     specification, platform = yaml.safe_load_all((tmp_path / "x.yaml").read_text())
     images = {name: container["image"] for name, container in containers(specification)}
-    assert images["exec-osft-training"] == images["exec-forgetting-evaluation"] == f"b/gpu@sha256:{'a' * 64}"
+    on_gpus = ("exec-baseline-evaluation", "exec-osft-training", "exec-forgetting-evaluation")
+    assert {images[name] for name in on_gpus} == {f"b/gpu@sha256:{'a' * 64}"}
     assert images["exec-dataset-download"] == images["exec-model-promotion"] == "reg.example:5000/a/cpu:1.2"
     for name, container in containers(specification):
         assert {"name": "OSFT_WORKSPACE", "value": "/mnt/ws"} in container["env"]

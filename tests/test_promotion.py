@@ -30,7 +30,7 @@ def finish_run(workspace: Workspace, run_id: str, *, passed: bool = True) -> tup
         write_json(directory / "forgetting.json", {"forgetting": 0.01, "passed": passed, "reasons": ["Too much."]})
 
     workspace.complete(run_id, "raw", inputs={"uri": "x.jsonl"}, work=write_source)
-    for step in ("valid", "processed"):
+    for step in ("valid", "processed", "baseline"):
         workspace.complete(run_id, step, inputs={}, work=lambda directory: None)
     training = workspace.complete(run_id, "training", inputs={"model_path": "base"}, work=write_model)
     inputs = {"trained": training.fingerprint}

@@ -74,10 +74,13 @@ def test_a_run_that_passes_publishes_its_model_with_its_lineage(
     assert set(scores["tasks"][0]) >= {"metric", "base", "tuned", "delta", "ci_low", "ci_high", "n"}
     assert scores["passed"] is True
     assert (evaluation / "report.html").is_file()
+    assert (evaluation / "report.md").is_file()
+    assert scores["training"]["num_epochs"] == 2
+    assert scores["data"]["rows_in"] == 8
     run_folder = evaluation.parent
     assert evaluation.name == "evaluation"
     assert run_folder.parent == workspace.root / "runs"
-    for step in ("raw", "valid", "processed", "training", "evaluation"):
+    for step in ("raw", "valid", "processed", "baseline", "training", "evaluation"):
         assert Manifest.load(run_folder / step / "manifest.json").path == f"runs/{run_folder.name}/{step}"
     version = workspace.models / "adder" / "v0001"
     lineage = orjson.loads((version / "lineage.json").read_bytes())
@@ -95,6 +98,17 @@ def test_a_run_that_does_not_pass_ends_well_and_publishes_nothing(
 
     assert orjson.loads((evaluation / "forgetting.json").read_bytes())["passed"] is False
     assert not workspace.models.exists()
+
+
+@pytest.mark.slow
+def test_a_misspelt_task_stops_the_run_before_anything_is_trained(
+    workspace: Workspace, arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match="baseline-evaluation"):
+        run({**arguments, "eval_tasks": "paritty"}, workspace)
+
+    assert "task 'paritty' is not known" in capfd.readouterr().out
+    assert not list((workspace.root / "runs").glob("*/training*"))
 
 
 @pytest.mark.slow
@@ -126,7 +140,7 @@ def test_a_bad_row_stops_the_run_before_anything_is_trained(
 def test_a_setting_takes_the_type_that_the_pipeline_declares() -> None:
     settings = [
         "train_num_epochs=2", "train_learning_rate=1e-3", "train_use_liger=True", "eval_tasks=a,b=c",
-        'train_target_patterns=["q_proj"]', "eval_limit=5",
+        'train_target_patterns=["q_proj"]', "eval_limit=5", 'eval_task_limits={"a": 0.02}',
     ]  # fmt: skip
 
     assert parse_settings(settings) == {
@@ -136,6 +150,7 @@ def test_a_setting_takes_the_type_that_the_pipeline_declares() -> None:
         "eval_tasks": "a,b=c",
         "train_target_patterns": ["q_proj"],
         "eval_limit": 5,
+        "eval_task_limits": {"a": 0.02},
     }
 
 
@@ -153,8 +168,12 @@ def test_a_setting_that_is_no_parameter_is_refused(setting: str, message: str) -
 
 
 @pytest.mark.parametrize(
-    "setting", ["train_num_epochs=two", "train_num_epochs=1.5", "train_use_liger=maybe", "train_target_patterns=q"]
-)
+    "setting",
+    [
+        "train_num_epochs=two", "train_num_epochs=1.5", "train_use_liger=maybe", "train_target_patterns=q",
+        "eval_generation=[1]",
+    ],
+)  # fmt: skip
 def test_a_setting_of_the_wrong_type_is_refused(setting: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a (whole number|number|true or false|list)"):
+    with pytest.raises(ValueError, match=r"is not a (whole number|number|true or false|list|JSON object)"):
         parse_settings([setting])

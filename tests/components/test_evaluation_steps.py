@@ -1,0 +1,159 @@
+"""The two evaluation steps, called as functions on a workspace that the steps before have filled."""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from kfp import dsl
+
+from components.baseline_evaluation import baseline_evaluation
+from components.forgetting_evaluation import forgetting_evaluation
+from osft.errors import EvaluationError
+from osft.workspace import Manifest, Workspace, write_json
+
+TASK = """\
+task: parity
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: parity.jsonl}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points set logging up, for good; put back what was there, so that later tests see their log lines."""
+    logger = logging.getLogger("osft")
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace with a task of the user's and a text for the probe."""
+    monkeypatch.setenv("OSFT_WORKSPACE", str(tmp_path))
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "parity.yaml").write_text(TASK)
+    rows = [{"question": f"Is {number} even?", "answer": number % 2} for number in range(6)]
+    (tasks / "parity.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    (tmp_path / "probe.txt").write_text("A text that both models read.\nAnd another one.\n")
+    return Workspace(tmp_path)
+
+
+def artifact(kind: type[dsl.Artifact], folder: Path, manifest: Manifest | None = None) -> Any:
+    """Return an artifact of the pipeline, with a manifest in it if it is an input."""
+    folder.mkdir(exist_ok=True)
+    one = kind(uri=str(folder / f"{len(list(folder.iterdir()))}"))
+    Path(one.path).touch()
+    if manifest is not None:
+        manifest.save(one.path)
+    return one
+
+
+def finish_steps_before(workspace: Workspace, model: Path) -> Mapping[str, Manifest]:
+    """Leave what data steps and a training leave that changed nothing; return the manifests that are handed on."""
+
+    def write_rows(directory: Path) -> None:
+        columns = {"input_ids": [[5, 6, 7, 8]] * 3, "labels": [[-100, -100, 7, 8]] * 3, "row": [0, 1, 2]}
+        pq.write_table(pa.table(columns), directory / "holdout.parquet")
+        counts = {"rows_train": 5, "rows_holdout": 3, "rows_dropped_too_long": 0, "rows_truncated": 0}
+        write_json(directory / "processing.json", {**counts, "train": {"tokens": 20}})
+
+    counts = {"rows_in": 8, "rows_valid": 8, "rows_quarantined": 0, "rows_duplicated": 0}
+    work = {
+        "raw": lambda directory: write_json(directory / "source.json", {"uri": "x.jsonl"}),
+        "valid": lambda directory: write_json(directory / "validation.json", counts),
+        "processed": write_rows,
+        "training": lambda directory: shutil.copytree(model, directory / "final"),
+    }
+    inputs = {"model_path": str(model), "learning_rate": 1e-3, "num_epochs": 2, "processed": "00"}
+    return {step: workspace.complete("a-run", step, inputs=inputs, work=one) for step, one in work.items()}
+
+
+def evaluate(workspace: Workspace, model: Path, **changes: Any) -> dict[str, Any]:
+    """Run both steps; return their artifacts by name, and the outputs of the second."""
+    manifests = finish_steps_before(workspace, model)
+    folder = workspace.root / "artifacts"
+    parameters = {
+        "run_id": "a-run", "model": str(model), "tasks": "parity", "target_tasks": "", "include_path": "pvc://tasks",
+        "num_fewshot": "auto", "limit": 0, "batch_size": 4, "apply_chat_template": True, "generation": {},
+        "probe": "pvc://probe.txt", "backend": "hf", "max_forgetting": 1.0, "task_limits": {"parity": 1.0},
+        "min_target_gain": 0.0, "seed": 42, "processed": artifact(dsl.Dataset, folder, manifests["processed"]),
+    }  # fmt: skip
+    first = {"baseline": artifact(dsl.Artifact, folder), "metrics": artifact(dsl.Metrics, folder)}
+    baseline_evaluation.python_func(**parameters, **first)
+    second = {
+        "evaluation": artifact(dsl.Artifact, folder),
+        "metrics": artifact(dsl.Metrics, folder),
+        "report": artifact(dsl.HTML, folder),
+        "summary": artifact(dsl.Markdown, folder),
+    }
+    arguments = {"fail_run": False, **parameters, **changes}
+    outputs = forgetting_evaluation.python_func(
+        **arguments, baseline=first["baseline"], tuned=artifact(dsl.Model, folder, manifests["training"]), **second
+    )
+    return {**second, "outputs": outputs, "baseline": first["baseline"], "baseline_metrics": first["metrics"]}
+
+
+def test_the_base_model_is_measured_once_and_what_the_steps_report_agrees(
+    workspace: Workspace, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = evaluate(workspace, tiny_model)
+
+    scores = orjson.loads((workspace.root / "runs/a-run/evaluation/forgetting.json").read_bytes())
+    metrics, outputs = made["metrics"].metadata, made["outputs"]
+    assert made["baseline_metrics"].metadata["baseline.parity"] == metrics["retention.parity.base"]
+    assert set(made["baseline_metrics"].metadata) == {"baseline.parity", "baseline.holdout"}
+    assert metrics["forgetting"] == outputs.forgetting == scores["forgetting"] == 0.0
+    assert metrics["forgetting_upper"] == outputs.forgetting_upper == scores["forgetting_upper"]
+    assert (metrics["learning_rate"], metrics["num_epochs"]) == (1e-3, 2)
+    # The trained model's weights are the base model's, so of it, too, all is known already.
+    assert re.findall(r"(\w+): task parity \(1 of 2\)(| is known)\n", capsys.readouterr().err) == [
+        ("base", ""),
+        ("base", " is known"),
+        ("tuned", " is known"),
+    ]
+    assert outputs.passed is True
+    page = (workspace.root / "runs/a-run/evaluation/report.html").read_text()
+    assert Path(made["report"].path).read_text() == page
+    assert "parity" in Path(made["summary"].path).read_text()
+
+
+def test_the_manifests_tell_what_the_evaluation_was_made_from(workspace: Workspace, tiny_model: Path) -> None:
+    made = evaluate(workspace, tiny_model)
+
+    baseline, evaluation = Manifest.load(made["baseline"].path), Manifest.load(made["evaluation"].path)
+    processed = Manifest.load(workspace.root / "runs/a-run/processed/manifest.json")
+    training = Manifest.load(workspace.root / "runs/a-run/training/manifest.json")
+    assert evaluation.inputs["baseline"] == baseline.fingerprint
+    assert evaluation.inputs["trained"] == training.fingerprint
+    assert evaluation.inputs["processed"] == baseline.inputs["processed"] == processed.fingerprint
+    assert evaluation.inputs["probe_sha256"] == baseline.inputs["probe_sha256"]
+
+
+def test_a_model_that_does_not_pass_fails_the_step_only_when_asked_to_and_last(
+    workspace: Workspace, tiny_model: Path
+) -> None:
+    finished = evaluate(workspace, tiny_model, min_target_gain=0.5)
+
+    with pytest.raises(EvaluationError, match=r"the tuned model did not pass: .*evaluation/report\.html\.$"):
+        evaluate(workspace, tiny_model, min_target_gain=0.5, fail_run=True)
+
+    assert finished["outputs"].passed is False
+    assert finished["metrics"].metadata["passed"] == 0.0
