@@ -1,0 +1,1 @@
+"""The forgetting evaluation, measured beside plain lm-eval."""
