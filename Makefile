@@ -89,7 +89,7 @@ $(BENCH_VENV)/.installed: benchmarks/requirements.txt pyproject.toml constraints
 DATA_PEER_VENV := build/bench-data-venv
 
 .PHONY: bench-data
-bench-data: $(VENV)/.installed-demo $(DATA_PEER_VENV)/.installed ## Measure download, validation and processing beside a peer (about 25 minutes)
+bench-data: $(VENV)/.installed-dev $(DATA_PEER_VENV)/.installed ## Measure download, validation and processing beside a peer (about 25 minutes)
 	@"$(VENV_PYTHON)" -m benchmarks.data $(BENCH_OPTIONS)
 
 $(DATA_PEER_VENV)/.installed: benchmarks/data/requirements.txt constraints.txt | $(VENV)/.created
@@ -100,6 +100,10 @@ $(DATA_PEER_VENV)/.installed: benchmarks/data/requirements.txt constraints.txt |
 		--constraint constraints.txt --build-constraint constraints.txt torch \
 		--requirement benchmarks/data/requirements.txt
 	@touch "$@"
+
+.PHONY: bench-evaluation
+bench-evaluation: $(VENV)/.installed-dev ## Measure the evaluation beside plain lm-eval (about 6 minutes)
+	@"$(VENV_PYTHON)" -m benchmarks.evaluation $(BENCH_OPTIONS)
 
 .PHONY: clean
 clean: ## Remove .venv, dist/, build/ and the tools' caches (workspace/ stays)
