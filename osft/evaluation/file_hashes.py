@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
-from osft.errors import EvaluationError, one_line
+from osft.errors import EvaluationError, MissingPathError, one_line
 from osft.workspace import read_json, sha256_of_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ HUB_BLOB = re.compile(r"blobs/[0-9a-f]{64}")
 
 MAX_THREADS = 4
 """hashlib lets go of the interpreter's lock; more threads than this only make a disk seek."""
+
+COMPILED_FOLDER = "__pycache__"
+"""Python leaves it beside a task's functions as it runs them; it says nothing that their source does not."""
 
 
 def file_sha256s(
@@ -49,6 +52,22 @@ def file_sha256s(
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
         hashes = tuple(threads.map(lambda path: _hash(path, memo, now_ns), paths))
     return hashes
+
+
+def sha256_of_path(path: Path) -> str:
+    """Return one sha256 over a file, or over the names and contents of all files in a folder.
+
+    Raises:
+        MissingPathError: if there is neither.
+    """
+    if path.is_file():
+        return sha256_of_file(path)
+    if not path.is_dir():
+        raise MissingPathError(f"{path}: there is no such file or folder. Check eval_include_path and eval_probe.")
+    digest = sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file() and COMPILED_FOLDER not in file.parts):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _hash(path: Path, memo: Path | None, now_ns: Callable[[], int]) -> str:

@@ -5,20 +5,17 @@ from the same parameters, so that the second finds under the same keys what the 
 gate are checked before the training too, although only the second step applies them.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from osft.data.files import PROCESSING_REPORT_NAME, SOURCE_NAME, VALIDATION_REPORT_NAME
-from osft.errors import ConfigError, EvaluationError, MissingPathError
+from osft.errors import ConfigError, EvaluationError
 from osft.evaluation.config import Backend, EvaluationConfig, split_names
+from osft.evaluation.file_hashes import sha256_of_path
 from osft.evaluation.report.forgetting_report import ForgettingReport
-from osft.workspace import Manifest, Workspace, as_json, read_json, sha256_of_file
-
-COMPILED_FOLDER = "__pycache__"
-"""Python leaves it beside a task's functions as it runs them; it says nothing that their source does not."""
+from osft.workspace import Manifest, Workspace, as_json, read_json
 
 INPUTS_THAT_ARE_NO_SETTINGS = ("model_path", "processed", "protected_text")
 """Of a training: the base model, which the report names anyway, and hashes of files."""
@@ -107,22 +104,6 @@ def describe_inputs(base: str, config: EvaluationConfig) -> dict[str, Any]:
         "include_path_sha256": config.include_path and sha256_of_path(config.include_path),
         "probe_sha256": config.probe and sha256_of_path(config.probe),
     }
-
-
-def sha256_of_path(path: Path) -> str:
-    """Return one sha256 over a file, or over the names and contents of all files in a folder.
-
-    Raises:
-        MissingPathError: if there is neither.
-    """
-    if path.is_file():
-        return sha256_of_file(path)
-    if not path.is_dir():
-        raise MissingPathError(f"{path}: there is no such file or folder. Check eval_include_path and eval_probe.")
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file() and COMPILED_FOLDER not in file.parts):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def training_settings(training: Manifest) -> dict[str, Any]:
