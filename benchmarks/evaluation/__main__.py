@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ logger = logging.getLogger("osft.benchmarks")
 RESULTS = ROOT / "benchmarks" / "results"
 # The goals are for so many; on a larger machine the others are left alone.
 CORES = 2
+# The first fills the cache that the second reads.
+JOB_NAMES = ("fill", "known", "memory-of-one", "memory-of-two", "statistics", "overhead")
 
 
 def bench(
@@ -47,18 +50,20 @@ def bench(
     origin = Origin(machine=describe_machine(on_gpu=False, threads=CORES), command=command)
     path = output or RESULTS / f"evaluation-{datetime.datetime.now(tz=datetime.UTC).date().isoformat()}.json"
     material = write_material(workdir.resolve(), scale)
-    results = measure_all(origin, material, scale, rounds)
+    measured = {}
+    for job in JOB_NAMES:
+        logger.info("measuring: %s", job)
+        measured[job] = run_job(job, material, scale, rounds=rounds, threads=CORES)
+    results = describe_all(origin, material, scale, measured)
     write_results(path, results)
     print_results(Console(), results)
     logger.info("wrote %s", path.name)
 
 
-def measure_all(origin: Origin, material: Material, scale_name: str, rounds: int) -> list[Result]:
-    """Run every job, one after the other."""
-    measured = {}
-    for job in ("fill", "known", "memory-of-one", "memory-of-two", "statistics", "overhead"):
-        logger.info("measuring: %s", job)
-        measured[job] = run_job(job, material, scale_name, rounds=rounds, threads=CORES)
+def describe_all(
+    origin: Origin, material: Material, scale_name: str, measured: Mapping[str, Mapping[str, Sequence[float]]]
+) -> list[Result]:
+    """Return what is reported of the jobs' measurements, by name of the job."""
     scale = SCALES[scale_name]
     return [
         *describe_overhead(origin, measured["overhead"]),

@@ -101,13 +101,13 @@ def test_a_run_that_does_not_pass_ends_well_and_publishes_nothing(
 
 
 @pytest.mark.slow
-def test_a_misspelt_task_stops_the_run_before_anything_is_trained(
+def test_an_evaluation_that_cannot_be_done_stops_the_run_before_anything_is_trained(
     workspace: Workspace, arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(RuntimeError, match="baseline-evaluation"):
-        run({**arguments, "eval_tasks": "paritty"}, workspace)
+        run({**arguments, "eval_task_limits": {"paritty": 0.1}}, workspace)
 
-    assert "task 'paritty' is not known" in capfd.readouterr().out
+    assert "task_limits names 'paritty', which is not in tasks" in capfd.readouterr().out
     assert not list((workspace.root / "runs").glob("*/training*"))
 
 
