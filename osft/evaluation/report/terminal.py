@@ -13,6 +13,7 @@ from osft.evaluation.report.formats import (
     format_change,
     format_count,
     format_interval,
+    format_number,
     format_score,
     name_some,
 )
@@ -41,6 +42,12 @@ def render_table(report: ForgettingReport) -> Table:
             table.add_row(title, style="dim")
         for task in tasks:
             table.add_row(*_cells(task))
+        table.add_section()
+    if report.probe:
+        before, after = format_number(report.probe.base_perplexity), format_number(report.probe.tuned_perplexity)
+        table.add_row("on the probe", style="dim")
+        table.add_row("  perplexity", before, after)
+        table.add_row("  KL, nats a token", "", "", format_number(report.probe.kl))
         table.add_section()
     # No words in the narrow columns: the table fits 80 characters.
     if report.target_gain is None:

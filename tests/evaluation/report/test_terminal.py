@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from osft.evaluation.forgetting import TaskComparison
+from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.points import MINUS
 from osft.evaluation.report.terminal import render_table
@@ -88,3 +89,15 @@ def test_table_of_a_broken_model_is_whole_in_80_columns(
     assert "forgetting >1,000" in lines
     assert "no bound (95%" in lines
     assert max(map(len, drawn(report, width=80))) <= 80
+
+
+def test_table_shows_the_probe_where_there_is_one(make_report: MakeReport) -> None:
+    probe = ProbeComparison(
+        documents=3, tokens=500, base_perplexity=9.5, tuned_perplexity=10.25, kl=0.125,
+        kl_low=0.1, kl_high=0.15, agreement=0.9,
+    )  # fmt: skip
+
+    lines = drawn_lines(make_report(probe=probe))
+
+    assert "perplexity 9.5 10.25" in lines
+    assert "KL, nats a token 0.125" in lines
