@@ -8,6 +8,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Models this small gain nothing from more threads, and on a busy machine the threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -78,3 +79,32 @@ def messages_file(tmp_path: Path) -> Path:
     path = tmp_path / "messages.jsonl"
     path.write_bytes(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
     return path
+
+
+PARITY_TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {name}.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+metric_list:
+  - metric: acc
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture(scope="session")
+def write_parity_task() -> Callable[[Path, str], None]:
+    """Write a small multiple-choice task of a name of its own: its YAML and six questions beside it."""
+
+    def write(folder: Path, name: str) -> None:
+        rows = [{"question": f"Is {number} {name}?", "answer": number % 2} for number in range(6)]
+        (folder / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        (folder / f"{name}.yaml").write_text(PARITY_TASK.format(name=name))
+
+    return write

@@ -147,32 +147,13 @@ def test_arguments_that_are_not_json_are_named(tiny_model: Path, messages_file: 
     assert finished.stderr.startswith("osft: --lr-scheduler-kwargs '[1]' is not a JSON object")
 
 
-PARITY = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {name}.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: ["yes", "no"]
-doc_to_target: answer
-metric_list:
-  - metric: acc
-metadata:
-  version: 1.0
-"""
-
-
 @pytest.fixture
-def tasks(tmp_path: Path) -> Path:
+def tasks(tmp_path: Path, write_parity_task: Callable[[Path, str], None]) -> Path:
     """A folder with the tasks ``kept`` and ``learnt``."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     for name in ("kept", "learnt"):
-        rows = [{"question": f"Is {number} {name}?", "answer": number % 2} for number in range(6)]
-        (folder / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-        (folder / f"{name}.yaml").write_text(PARITY.format(name=name))
+        write_parity_task(folder, name)
     return folder
 
 

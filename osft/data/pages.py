@@ -1,4 +1,4 @@
-"""What the pages of the data steps share: the template engine, distributions as SVG, text cut to fit.
+"""What the pages of the data steps share: their templates, distributions as SVG, text cut to fit.
 
 The pages must show in the pipelines UI's sandboxed frame: one file, no script, nothing loaded from anywhere (their own
 content security policy forbids it). Names, paths and messages come from the data and are untrusted; the template
@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from osft.workspace import atomic_file
+from osft.pages import format_count, write_page
 
 # Mid-grey, mid-blue and orange: legible on a white and on a black page.
 AXIS_COLOR = "#8a8f98"
@@ -34,26 +34,9 @@ MAX_TICKS = 7
 HEADROOM = 1.18
 
 
-def write_page(target: Path, template: str, **values: object) -> None:
-    """Render ``template`` with ``values`` and write the page to ``target``, atomically."""
-    environment = Environment(
-        loader=PackageLoader("osft.data"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = format_count
-    environment.filters["cut"] = cut
-    page = environment.get_template(template).render(**values)
-    with atomic_file(target) as file:
-        # A lone surrogate, which JSON can spell and UTF-8 cannot, is shown as a question mark.
-        file.write(page.encode("utf-8", errors="replace"))
-
-
-def format_count(number: int) -> str:
-    """Return a whole number with commas between the thousands."""
-    return f"{number:,}"
+def write_data_page(target: Path, template: str, **values: object) -> None:
+    """Render ``template``, one of the data steps', with ``values`` and write the page to ``target``, atomically."""
+    write_page(target, PackageLoader("osft.data"), template, filters={"count": format_count, "cut": cut}, values=values)
 
 
 def format_share(part: int, whole: int) -> str:

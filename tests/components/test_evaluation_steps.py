@@ -3,7 +3,7 @@
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,6 @@ from components.forgetting_evaluation import forgetting_evaluation
 from osft.errors import EvaluationError
 from osft.workspace import Manifest, Workspace, write_json
 
-TASK = """\
-task: parity
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: parity.jsonl}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: ["yes", "no"]
-doc_to_target: answer
-metric_list:
-  - metric: acc
-metadata:
-  version: 1.0
-"""
-
 
 @pytest.fixture(autouse=True)
 def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,14 +28,14 @@ def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_parity_task: Callable[[Path, str], None]
+) -> Workspace:
     """A workspace with a task of the user's and a text for the probe."""
     monkeypatch.setenv("OSFT_WORKSPACE", str(tmp_path))
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    (tasks / "parity.yaml").write_text(TASK)
-    rows = [{"question": f"Is {number} even?", "answer": number % 2} for number in range(6)]
-    (tasks / "parity.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    write_parity_task(tasks, "parity")
     (tmp_path / "probe.txt").write_text("A text that both models read.\nAnd another one.\n")
     return Workspace(tmp_path)
 

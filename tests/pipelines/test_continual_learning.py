@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,6 @@ import pytest
 
 from osft.workspace import Manifest, Workspace
 from run_local import parse_settings, run
-
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {name}.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: ["yes", "no"]
-doc_to_target: answer
-metric_list:
-  - metric: acc
-metadata:
-  version: 1.0
-"""
 
 
 @pytest.fixture
@@ -36,13 +21,13 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def arguments(workspace: Workspace, tiny_model: Path, messages_file: Path) -> dict[str, Any]:
+def arguments(
+    workspace: Workspace, tiny_model: Path, messages_file: Path, write_parity_task: Callable[[Path, str], None]
+) -> dict[str, Any]:
     """A short run; the data lie on the workspace, as they would on a volume."""
     tasks = workspace.root / "tasks"
     tasks.mkdir()
-    (tasks / "parity.yaml").write_text(TASK.format(name="parity"))
-    rows = [{"question": f"Is {number} even?", "answer": number % 2} for number in range(6)]
-    (tasks / "parity.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    write_parity_task(tasks, "parity")
     (workspace.root / "new.jsonl").write_bytes(messages_file.read_bytes())
     return {
         "data_uri": "pvc://new.jsonl",

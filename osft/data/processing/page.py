@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from osft.data.pages import draw_histogram, format_count, format_share, plural, write_page
+from osft.data.pages import draw_histogram, format_share, plural, write_data_page
+from osft.pages import format_count
 
 # Only for the types: this module is to be read without torch, which processing loads, and may be called from there.
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Side:
 def write_processing_page(report: "ProcessingReport", target: Path) -> None:
     """Write the page of ``report`` to ``target``, atomically."""
     too_long = report.rows_dropped_too_long + report.rows_truncated
-    write_page(
+    write_data_page(
         target,
         TEMPLATE_NAME,
         report=report,

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from osft.data.pages import draw_histogram, draw_numbers, format_count, format_share, plural, write_page
+from osft.data.pages import draw_histogram, draw_numbers, format_share, plural, write_data_page
 from osft.data.validation.conversions import output_format
 from osft.data.validation.explanations import EXPLANATIONS
 from osft.data.validation.findings import Finding
 from osft.data.validation.report import ValidationReport
+from osft.pages import format_count
 
 TEMPLATE_NAME = "validation.html.j2"
 MAX_EXAMPLES = 5
@@ -45,7 +46,7 @@ class FindingGroup:
 
 def write_validation_page(report: ValidationReport, target: Path) -> None:
     """Write the page of ``report`` to ``target``, atomically."""
-    write_page(
+    write_data_page(
         target,
         TEMPLATE_NAME,
         report=report,

@@ -120,11 +120,6 @@ def format_number(value: float) -> str:
     return text.replace("-", MINUS)
 
 
-def format_count(number: int) -> str:
-    """Return a whole number with commas between the thousands."""
-    return f"{number:,}"
-
-
 def format_chance(p_value: float) -> str:
     """Return a probability as people write it."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

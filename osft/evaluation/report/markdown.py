@@ -14,7 +14,6 @@ from osft.evaluation.report.formats import (
     floor_note,
     format_chance,
     format_change,
-    format_count,
     format_interval,
     format_number,
     format_score,
@@ -26,6 +25,7 @@ from osft.evaluation.report.formats import (
 )
 from osft.evaluation.report.points import format_points
 from osft.evaluation.report.task_rows import grouped_tasks
+from osft.pages import format_count
 from osft.workspace import atomic_file
 
 TEMPLATE_NAME = "summary.md.j2"

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader
 
 from osft.evaluation.pairing import DocumentPair
 from osft.evaluation.report.flipped import became_better, became_worse, unscored_tasks
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.formats import (
     bound_phrase,
-    format_count,
     format_number,
     format_share,
     in_order,
@@ -27,7 +26,7 @@ from osft.evaluation.report.formats import (
 )
 from osft.evaluation.report.points import format_points
 from osft.evaluation.report.task_rows import flip_totals, table_groups
-from osft.workspace import atomic_file
+from osft.pages import format_count, write_page
 
 if TYPE_CHECKING:
     from osft.evaluation.probe import ProbeComparison
@@ -45,37 +44,32 @@ def write_html(report: ForgettingReport, documents: Sequence[DocumentPair], path
         documents: every document; those that changed most are shown.
         path: the file to write.
     """
-    environment = Environment(
-        loader=PackageLoader("osft.evaluation.report", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(count=format_count, in_order=in_order)
     unscored = unscored_tasks(documents)
-    page = environment.get_template(TEMPLATE_NAME).render(
-        report=report,
-        verdict=verdict_sentence(report),
-        figures=_figures(report),
-        unbounded=name_some(report.unbounded_tasks),
-        too_few=name_some(report.too_few_documents),
-        groups=table_groups(report),
-        num_tasks=len(report.tasks),
-        lacks_interval=any(missing_interval(task) for task in report.tasks),
-        probe=None if report.probe is None else _probe(report.probe),
-        worse=became_worse(documents),
-        better=became_better(documents),
-        unscored=name_some(unscored),
-        some_scored=any(document.change is not None for document in documents),
-        training=plain_values(report.training),
-        data=plain_values(report.data),
-        settings=plain_values(report.settings),
-        versions=plain_values(report.versions),
+    write_page(
+        path,
+        PackageLoader("osft.evaluation.report", package_path=""),
+        TEMPLATE_NAME,
+        filters={"count": format_count, "in_order": in_order},
+        values={
+            "report": report,
+            "verdict": verdict_sentence(report),
+            "figures": _figures(report),
+            "unbounded": name_some(report.unbounded_tasks),
+            "too_few": name_some(report.too_few_documents),
+            "groups": table_groups(report),
+            "num_tasks": len(report.tasks),
+            "lacks_interval": any(missing_interval(task) for task in report.tasks),
+            "probe": None if report.probe is None else _probe(report.probe),
+            "worse": became_worse(documents),
+            "better": became_better(documents),
+            "unscored": name_some(unscored),
+            "some_scored": any(document.change is not None for document in documents),
+            "training": plain_values(report.training),
+            "data": plain_values(report.data),
+            "settings": plain_values(report.settings),
+            "versions": plain_values(report.versions),
+        },
     )
-    with atomic_file(path) as file:
-        # A lone surrogate, which JSON can spell and UTF-8 cannot, is shown as a question mark.
-        file.write(page.encode("utf-8", errors="replace"))
 
 
 def _figures(report: ForgettingReport) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.formats import (
     bound_phrase,
     format_change,
-    format_count,
     format_interval,
     format_number,
     format_score,
     name_some,
 )
 from osft.evaluation.report.points import MAX_SHARE, format_points
+from osft.pages import format_count
 
 MARK = "*"
 LEGEND = f"{MARK} told apart from chance, corrected for the number of tasks (Holm, 5%)"

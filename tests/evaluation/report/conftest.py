@@ -7,6 +7,7 @@ import pytest
 
 from osft.evaluation.forgetting import SecondaryMetric, TaskComparison
 from osft.evaluation.pairing import DocumentPair
+from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 
 TASK_DEFAULTS: dict[str, Any] = {
@@ -100,5 +101,14 @@ def make_document() -> Callable[..., DocumentPair]:
             "tuned_answer": "wrong",
         }
         return DocumentPair(doc_id=doc_id, change=change, **values | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_probe() -> Callable[..., ProbeComparison]:
+    def make(**fields: Any) -> ProbeComparison:
+        values = {"documents": 3, "tokens": 90, "base_perplexity": 9.0, "tuned_perplexity": 9.5, "kl": 0.1}
+        return ProbeComparison(**values | {"kl_low": 0.08, "kl_high": 0.13, "agreement": 0.9} | fields)
 
     return make

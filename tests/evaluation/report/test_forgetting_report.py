@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from osft.errors import EvaluationError
+from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 
 MakeReport = Callable[..., ForgettingReport]
+MakeProbe = Callable[..., ProbeComparison]
 
 
 def test_report_reads_back_as_it_was_written(make_report: MakeReport, tmp_path: Path) -> None:
@@ -18,20 +20,10 @@ def test_report_reads_back_as_it_was_written(make_report: MakeReport, tmp_path: 
     assert ForgettingReport.load(tmp_path / "forgetting.json") == report
 
 
-def test_report_with_a_probe_reads_back_as_it_was_written(make_report: MakeReport, tmp_path: Path) -> None:
-    from osft.evaluation.probe import ProbeComparison
-
-    probe = ProbeComparison(
-        documents=3,
-        tokens=90,
-        base_perplexity=9.0,
-        tuned_perplexity=9.5,
-        kl=0.1,
-        kl_low=None,
-        kl_high=None,
-        agreement=0.9,
-    )
-    report = make_report(probe=probe)
+def test_report_with_a_probe_reads_back_as_it_was_written(
+    make_report: MakeReport, make_probe: MakeProbe, tmp_path: Path
+) -> None:
+    report = make_report(probe=make_probe(kl_low=None, kl_high=None))
 
     report.save(tmp_path / "forgetting.json")
 

@@ -11,11 +11,13 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from osft.evaluation.forgetting import TaskComparison
+from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.markdown import escape_markdown, write_markdown
 from osft.evaluation.report.points import MINUS
 
 MakeReport = Callable[..., ForgettingReport]
+MakeProbe = Callable[..., ProbeComparison]
 MakeTask = Callable[..., TaskComparison]
 READER = MarkdownIt("commonmark").enable("table").enable("strikethrough")
 NASTY = "a|b\n| c | <script>alert(1)</script> [x](http://evil) `code` **bold** __u__ \\| &amp; ~~s~~ # h"
@@ -26,22 +28,11 @@ def written(report: ForgettingReport, folder: Path) -> str:
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
-def broken(make_task: MakeTask) -> dict[str, Any]:
+def broken(make_task: MakeTask, make_probe: MakeProbe) -> dict[str, Any]:
     """Return a report's fields for a perplexity that went from 12.3 to 3.4e15."""
-    from osft.evaluation.probe import ProbeComparison
-
     bare = dict.fromkeys(("ci_low", "ci_high", "loss_upper", "p_value", "p_adjusted"))
     task = make_task(base=12.3, tuned=3.4e15, delta=-3.4e15, higher_is_better=False, **bare)
-    probe = ProbeComparison(
-        documents=3,
-        tokens=90,
-        base_perplexity=9.0,
-        tuned_perplexity=1e300,
-        kl=700.0,
-        kl_low=None,
-        kl_high=None,
-        agreement=0.0,
-    )
+    probe = make_probe(tuned_perplexity=1e300, kl=700.0, kl_low=None, kl_high=None, agreement=0.0)
     values = {"forgetting": 1.4e14, "forgetting_upper": 2.8e14, "backward_transfer": -1.4e14}
     return {"tasks": (task, make_task(task="kept")), "probe": probe, "passed": False} | values
 
@@ -108,8 +99,10 @@ def test_summary_of_a_bleu_alone_names_no_confidence(
     assert "confidence" not in summary
 
 
-def test_summary_of_a_broken_model_has_few_digits(make_report: MakeReport, make_task: MakeTask, tmp_path: Path) -> None:
-    summary = written(make_report(**broken(make_task)), tmp_path)
+def test_summary_of_a_broken_model_has_few_digits(
+    make_report: MakeReport, make_task: MakeTask, make_probe: MakeProbe, tmp_path: Path
+) -> None:
+    summary = written(make_report(**broken(make_task, make_probe)), tmp_path)
 
     assert not re.search(r"[\d,]{10}", summary)
 
@@ -120,21 +113,8 @@ def test_summary_of_a_failure_says_so_first(make_report: MakeReport, tmp_path: P
     assert summary.startswith("## Not passed\n\n**The tuned model should not replace the base")
 
 
-def test_summary_tells_of_the_probe(make_report: MakeReport, tmp_path: Path) -> None:
-    from osft.evaluation.probe import ProbeComparison
-
-    probe = ProbeComparison(
-        documents=3,
-        tokens=90,
-        base_perplexity=9.0,
-        tuned_perplexity=9.5,
-        kl=0.1,
-        kl_low=0.08,
-        kl_high=0.13,
-        agreement=0.9,
-    )
-
-    summary = written(make_report(probe=probe), tmp_path)
+def test_summary_tells_of_the_probe(make_report: MakeReport, make_probe: MakeProbe, tmp_path: Path) -> None:
+    summary = written(make_report(probe=make_probe()), tmp_path)
 
     assert "- Perplexity: 9 before, 9.5 after" in summary
     assert "- KL divergence: 0.1 nats a token, with 95% confidence 0.08 to 0.13\n- Agreement: 90.0%" in summary

@@ -6,11 +6,13 @@ import pytest
 
 from osft.evaluation.forgetting import TaskComparison
 from osft.evaluation.pairing import DocumentPair
+from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.page import write_html
 from osft.evaluation.report.points import MINUS
 
 MakeReport = Callable[..., ForgettingReport]
+MakeProbe = Callable[..., ProbeComparison]
 MakeTask = Callable[..., TaskComparison]
 MakeDocument = Callable[..., DocumentPair]
 EVIL = "</pre></title><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -155,20 +157,13 @@ def test_page_without_marks_does_not_explain_them(make_report: MakeReport, make_
     ],
 )
 def test_page_shows_the_probe(
-    make_report: MakeReport, tmp_path: Path, ends: tuple[float | None, float | None], expected: str
+    make_report: MakeReport,
+    make_probe: MakeProbe,
+    tmp_path: Path,
+    ends: tuple[float | None, float | None],
+    expected: str,
 ) -> None:
-    from osft.evaluation.probe import ProbeComparison
-
-    probe = ProbeComparison(
-        documents=1,
-        tokens=12345,
-        base_perplexity=9.0,
-        tuned_perplexity=9.5,
-        kl=0.1,
-        kl_low=ends[0],
-        kl_high=ends[1],
-        agreement=0.934,
-    )
+    probe = make_probe(documents=1, tokens=12345, kl_low=ends[0], kl_high=ends[1], agreement=0.934)
 
     text = seen(written(make_report(probe=probe), tmp_path))
 

@@ -10,6 +10,7 @@ from osft.evaluation.report.points import MINUS
 from osft.evaluation.report.terminal import render_table
 
 MakeReport = Callable[..., ForgettingReport]
+MakeProbe = Callable[..., ProbeComparison]
 
 
 def drawn(report: ForgettingReport, *, width: int) -> list[str]:
@@ -91,11 +92,8 @@ def test_table_of_a_broken_model_is_whole_in_80_columns(
     assert max(map(len, drawn(report, width=80))) <= 80
 
 
-def test_table_shows_the_probe_where_there_is_one(make_report: MakeReport) -> None:
-    probe = ProbeComparison(
-        documents=3, tokens=500, base_perplexity=9.5, tuned_perplexity=10.25, kl=0.125,
-        kl_low=0.1, kl_high=0.15, agreement=0.9,
-    )  # fmt: skip
+def test_table_shows_the_probe_where_there_is_one(make_report: MakeReport, make_probe: MakeProbe) -> None:
+    probe = make_probe(base_perplexity=9.5, tuned_perplexity=10.25, kl=0.125)
 
     lines = drawn_lines(make_report(probe=probe))
 
