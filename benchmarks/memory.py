@@ -18,7 +18,7 @@ from osft.subspace.attach import attach, plain_state
 from osft.subspace.decomposition import ProtectedSubspace, frozen_rank
 from osft.subspace.parametrization import SubspaceWeight
 from osft.subspace.targets import find_targets
-from osft.training.checkpoint import LoadedModel, save_model
+from osft.training.model_files import LoadedModel, save_model
 from osft.training.optimizer import AdamWithBfloat16Moments
 
 # Weight, gradient and AdamW's two moments, float32 each. A bfloat16 copy to compute with is not counted: it need not

@@ -159,7 +159,8 @@ def _make_config(given: dict[str, Any]) -> TrainingConfig:
 
 def _train_natively(config: TrainingConfig) -> Any:
     from osft.planning.plan import require_memory
-    from osft.training.distributed import count_local_processes, is_first_process, is_launched, launch
+    from osft.processes.group import is_first_process, is_launched
+    from osft.processes.torchrun import count_local_processes, launch
     from osft.training.liger import require_liger
     from osft.training.loop import RESULT_NAME, TrainingResult, train
 

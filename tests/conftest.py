@@ -1,6 +1,7 @@
 """What every test may use: a real model small enough to train in a second, and its tokenizer."""
 
 import os
+import socket
 
 # Before transformers or datasets are imported: a test that would reach for a hub fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -61,6 +62,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 @pytest.fixture

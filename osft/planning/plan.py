@@ -21,7 +21,7 @@ from osft.config import MAX_BETA_IN_BFLOAT16, TrainingConfig
 from osft.errors import ConfigError, MissingPathError, TrainingError, one_line
 from osft.planning.decomposition_time import estimate_seconds
 from osft.planning.simulation import Simulation, simulate
-from osft.training.checkpoint import read_dtypes
+from osft.training.model_files import read_dtypes
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from osft.config import TrainingConfig
 from osft.data.samples import Integers, Sample, Samples
 from osft.data.validation.rows import IGNORED_LABEL
-from osft.training.distributed import Processes
+from osft.processes.group import Processes
 
 # What a micro-batch costs however few tokens it has, in tokens: 50 of a model of 4 layers on one CPU core; on a GPU the
 # starts of its kernels and the passes over all gradients come to some hundreds. With lengths of a mean of 500 padding

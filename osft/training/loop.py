@@ -19,14 +19,14 @@ from transformers import PreTrainedModel, get_scheduler
 from osft.config import TrainingConfig
 from osft.data.samples import Samples, load_samples
 from osft.errors import ConfigError, DataError, TrainingError
+from osft.processes.group import Processes, process_group, sum_over_processes
 from osft.subspace.attach import merge, project_gradients
 from osft.training.attention import Forward, choose_forward
 from osft.training.batches import StepPlan, collate, count_steps, plan_epoch
-from osft.training.checkpoint import LoadedModel, load_model, save_model
-from osft.training.distributed import Processes, process_group, sum_over_processes
 from osft.training.loss import summed_loss
 from osft.training.loss_chart import write_loss_chart
 from osft.training.metrics import StepMetrics, peak_memory_gib, read_metrics, reporting
+from osft.training.model_files import LoadedModel, load_model, save_model
 from osft.training.optimizer import MasterParameters, make_optimizer
 from osft.training.preparation import count_trainable, prepare_model
 from osft.workspace import read_json, write_json

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from osft.config import TrainingConfig
 from osft.data.samples import Sample
+from osft.processes.group import Processes, copy_from_first
 from osft.subspace.attach import attach, trained_weights
 from osft.subspace.sources import choose_source
 from osft.subspace.targets import find_targets
-from osft.training.distributed import Processes, copy_from_first
 from osft.training.liger import apply_liger
 
 logger = logging.getLogger(__name__)

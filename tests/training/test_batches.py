@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from osft.config import TrainingConfig
 from osft.data.samples import Integers, Sample, Samples, gather_samples
+from osft.processes.group import Processes
 from osft.training.batches import (
     MICRO_BATCH_COST_TOKENS,
     StepPlan,
@@ -19,7 +20,6 @@ from osft.training.batches import (
     plan_epoch,
     share_of_process,
 )
-from osft.training.distributed import Processes
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40).map(lambda lengths: np.array(lengths, dtype=np.int64))
 

@@ -28,7 +28,7 @@ from osft.errors import MissingPathError, TrainingError
 from osft.subspace.attach import attach, merge, plain_state
 from osft.subspace.decomposition import protect_leading_directions
 from osft.subspace.targets import find_targets
-from osft.training.checkpoint import LoadedModel, load_model, save_model, use_flash_attention
+from osft.training.model_files import LoadedModel, load_model, save_model, use_flash_attention
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -252,7 +252,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
-from osft.training.checkpoint import LoadedModel, save_model
+from osft.training.model_files import LoadedModel, save_model
 
 config = Qwen3MoeConfig(
     vocab_size=1000, hidden_size=512, num_attention_heads=8, num_key_value_heads=8, head_dim=64,

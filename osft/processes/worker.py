@@ -1,6 +1,6 @@
 """The process that torchrun starts: reads an order and trains.
 
-python -m torch.distributed.run --nproc-per-node 2 --module osft.training.worker ORDER.json
+python -m torch.distributed.run --nproc-per-node 2 --module osft.processes.worker ORDER.json
 """
 
 import logging
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from osft.errors import OsftError
 from osft.logs import configure_logging
+from osft.processes.order import WorkOrder, save_failure
 from osft.training.loop import train
-from osft.training.order import WorkOrder, save_failure
 
 
 def main() -> None:

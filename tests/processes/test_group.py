@@ -8,12 +8,12 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from osft.errors import DataError
+from osft.processes.group import copy_from_first, process_group, sum_over_processes
+from osft.processes.order import raise_failure_of, save_failure
 from osft.subspace.attach import attach
 from osft.subspace.decomposition import protect_leading_directions
 from osft.subspace.targets import find_targets
-from osft.training.checkpoint import load_model
-from osft.training.distributed import copy_from_first, process_group, sum_over_processes
-from osft.training.order import raise_failure_of, save_failure
+from osft.training.model_files import load_model
 from osft.training.preparation import made_by_attach
 
 

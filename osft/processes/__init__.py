@@ -1,0 +1,1 @@
+"""The processes of a training run: who starts them, what they agree on, and how they end."""
