@@ -30,13 +30,16 @@ help: ## List the targets
 demo: $(VENV)/.installed-demo ## Run the whole pipeline here on the embedded model and data (no GPU, no cluster)
 	@"$(VENV_PYTHON)" run_local.py --demo
 
+# Each process begins with half of the files, and takes over from the other what is left.
+IN_PARALLEL := --numprocesses 2 --dist worksteal
+
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run every test, the slow ones too
-	@"$(VENV_PYTHON)" -m pytest
+	@"$(VENV_PYTHON)" -m pytest $(IN_PARALLEL)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed-dev ## Run the tests that are not marked slow
-	@"$(VENV_PYTHON)" -m pytest -m "not slow"
+	@"$(VENV_PYTHON)" -m pytest $(IN_PARALLEL) -m "not slow"
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style, format, types and Containerfiles

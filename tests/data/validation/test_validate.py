@@ -374,7 +374,7 @@ def test_a_row_without_an_assistant_turn_is_valid_when_all_messages_are_trained(
 
 
 @pytest.mark.parametrize(
-    ("start", "kind"), [(gzip.compress(b"{}"), "gzip"), (b"PAR1....", "parquet"), (b"PK\x03\x04..", "zip")]
+    ("start", "kind"), [(gzip.compress(b"{}", mtime=0), "gzip"), (b"PAR1....", "parquet"), (b"PK\x03\x04..", "zip")]
 )
 def test_a_file_of_another_kind_is_named_with_the_mend(tmp_path: Path, start: bytes, kind: str) -> None:
     (tmp_path / "my.jsonl.gz").write_bytes(start)
