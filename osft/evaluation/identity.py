@@ -32,8 +32,8 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.loggers.utils import get_commit_from_path
 
 from osft.content_cache import content_key
-from osft.evaluation.file_hashes import file_sha256s
 from osft.evaluation.holdout import HoldoutTask
+from osft.file_hashes import file_sha256s
 from osft.workspace import sha256_of_file
 
 MODEL_FILES = (

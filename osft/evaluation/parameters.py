@@ -13,8 +13,8 @@ from typing import Any, cast
 from osft.data.files import PROCESSING_REPORT_NAME, SOURCE_NAME, VALIDATION_REPORT_NAME
 from osft.errors import ConfigError, EvaluationError
 from osft.evaluation.config import Backend, EvaluationConfig, split_names
-from osft.evaluation.file_hashes import sha256_of_path
 from osft.evaluation.report.forgetting_report import ForgettingReport
+from osft.file_hashes import sha256_of_path
 from osft.workspace import Manifest, Workspace, as_json, read_json
 
 INPUTS_THAT_ARE_NO_SETTINGS = ("model_path", "processed", "protected_text")

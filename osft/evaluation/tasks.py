@@ -32,11 +32,11 @@ from yaml import YAMLError
 from osft.errors import ConfigError, EvaluationError, MissingPathError, one_line
 from osft.evaluation.config import HOLDOUT_TASK, EvaluationConfig
 from osft.evaluation.documents import draw_documents, seeded
-from osft.evaluation.file_hashes import sha256_of_path
 from osft.evaluation.forgetting import Kind
 from osft.evaluation.identity import uses_code
 from osft.evaluation.metric_choice import choose_metric, is_higher_better
 from osft.evaluation.task_index import own_tasks
+from osft.file_hashes import sha256_of_path
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from osft.errors import EvaluationError
-from osft.evaluation.file_hashes import SETTLED_NS, file_sha256s
+from osft.file_hashes import SETTLED_NS, file_sha256s
 from osft.workspace import read_json, write_json
 
 
