@@ -34,6 +34,19 @@ class TrainingError(OsftError, RuntimeError):
     """A training run failed, or its backend is not available."""
 
 
+class PreemptedError(TrainingError):
+    """A training run was asked to stop and did; the same call goes on from what it saved."""
+
+
+class ClusterError(OsftError, RuntimeError):
+    """Kubernetes refused a request, or could not be reached."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        """Keep the HTTP status; ``None`` if there was no answer."""
+        super().__init__(message)
+        self.status = status
+
+
 class EvaluationError(OsftError, RuntimeError):
     """An evaluation failed."""
 

@@ -1,0 +1,1 @@
+"""The state of a training on disk, from which the same call goes on."""
