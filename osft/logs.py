@@ -20,10 +20,10 @@ def configure_logging(level: int = logging.INFO) -> None:
     logger.propagate = False
 
 
-def ensure_logging() -> None:
+def ensure_logging(level: int = logging.INFO) -> None:
     """Set logging up unless the caller has: a call from a notebook shows its progress too."""
     if not logging.getLogger("osft").handlers and not logging.getLogger().handlers:
-        configure_logging()
+        configure_logging(level)
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """The processes of a run: joining them, and the one sum a step needs.
 
-Each process holds the whole model and takes its share of every effective batch; what is trained is small, and its
-gradient is summed over the processes once a step.
+Each process holds its rows of every weight and takes its share of every effective batch.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,10 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from osft.config import TrainingConfig
+from osft.errors import TrainingError
+from osft.processes.environment import Surroundings
 
-# While the first process writes a large model to a slow volume the others wait for it in a collective.
-COLLECTIVE_TIMEOUT = timedelta(hours=1)
+# A process that hangs is found by the watch, which can name it; a collective times out later, and cannot.
+COLLECTIVE_TIMEOUT_AFTER_WATCH = timedelta(minutes=15)
+# What torchrun gives the nodes to meet, too.
+JOIN_TIMEOUT = timedelta(minutes=15)
+DEFAULT_TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +30,8 @@ class Processes:
     global_rank: int
     local_rank: int
     world_size: int
+    store: dist.Store | None = None
+    """What the processes tell each other outside collectives; ``None`` for a process that nobody launched."""
 
     @property
     def is_first(self) -> bool:
@@ -39,52 +44,58 @@ class Processes:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def is_launched() -> bool:
-    """Return whether torchrun, or what sets the same environment, started this process."""
-    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
-
-
-def is_first_process(config: TrainingConfig) -> bool:
-    """Return whether this is the process, or the node, that the first process of the run belongs to."""
-    return os.environ["RANK"] == "0" if is_launched() else config.node_rank == 0
-
-
 @contextmanager
-def process_group() -> Iterator[Processes]:
+def process_group(timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Processes]:
     """Join the processes of the run for the length of the block. Every process must enter.
 
     A single process that nobody launched is a run of one, without a process group.
+
+    Args:
+        timeout: how long a collective waits for the others.
+
+    Raises:
+        TrainingError: if a process does not come.
     """
-    if not is_launched():
+    local_rank = Surroundings.read(os.environ).local_rank
+    if local_rank is None:
         yield Processes(global_rank=0, local_rank=0, world_size=1)
         return
-    local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    store, global_rank, world_size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+    # The store may outlive the group, so each group of these processes has keys of its own.
+    number = store.add(f"osft/groups/{global_rank}", 1)
+    store = dist.PrefixStore(f"osft/{number}", store)
+    _wait_for_all(store, global_rank, world_size)
+    dist.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=global_rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
     try:
-        yield Processes(global_rank=dist.get_rank(), local_rank=local_rank, world_size=dist.get_world_size())
+        yield Processes(global_rank=global_rank, local_rank=local_rank, world_size=world_size, store=store)
         # Nobody leaves before the first process has written its files.
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
-@torch.no_grad()
-def copy_from_first(tensors: Iterable[Tensor], processes: Processes) -> None:
-    """Overwrite each tensor with the first process's. Every process must call this, with like shapes."""
-    if processes.world_size > 1:
-        for tensor in tensors:
-            # NCCL knows no host memory.
-            shared = tensor.to(processes.device)
-            dist.broadcast(shared, src=0)
-            if shared is not tensor:
-                tensor.copy_(shared)
+def _wait_for_all(store: dist.Store, global_rank: int, world_size: int) -> None:
+    """Wait until every process is there, so that one that is not can be named."""
+    keys = [f"joined/{other}" for other in range(world_size)]
+    store.set(keys[global_rank], "")
+    try:
+        store.wait(keys, JOIN_TIMEOUT)
+    except dist.DistStoreError as error:
+        missing = [str(other) for other, key in enumerate(keys) if not store.check([key])]
+        raise TrainingError(
+            f"rank {', '.join(missing)} of {world_size} did not join within {JOIN_TIMEOUT}. Look at its log."
+        ) from error
 
 
-@torch.no_grad()
-def sum_over_processes(tensors: Iterable[Tensor], processes: Processes) -> None:
-    """Add up each tensor over all processes, in place. Every process must call this, with like shapes."""
+def sum_over_processes(tensor: Tensor, processes: Processes) -> None:
+    """Add up ``tensor`` over all processes, in place. Every process must call this, with like shapes."""
     if processes.world_size > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
+        dist.all_reduce(tensor)

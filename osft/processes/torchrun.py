@@ -1,11 +1,17 @@
-"""Starting the processes of a run on this node through torchrun, and waiting for them."""
+"""Starting the processes of a run on this node, and waiting for them."""
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import torch
 
@@ -15,7 +21,9 @@ from osft.processes.order import WorkOrder, raise_failure_of
 
 logger = logging.getLogger(__name__)
 
-WORKER_MODULE = "osft.processes.worker"
+AGENT_MODULE = "osft.processes.agent"
+# After an interrupt, for the agent to end its workers, which it gives 30 s.
+INTERRUPT_SECONDS = 45
 
 
 def count_local_processes(config: TrainingConfig) -> int:
@@ -23,41 +31,61 @@ def count_local_processes(config: TrainingConfig) -> int:
     return config.nproc_per_node or max(1, torch.cuda.device_count())
 
 
-def launch(config: TrainingConfig, train_data: Path) -> None:
-    """Run the worker in ``nproc_per_node`` processes through torchrun and wait for them.
+def launch(config: TrainingConfig) -> None:
+    """Train in ``nproc_per_node`` processes, started by torch's elastic agent, and wait for them.
+
+    SIGTERM is passed on to them.
 
     Raises:
         OsftError: of the kind and with the message that the process which failed first raised.
-        TrainingError: if a process ended otherwise; its own message is on stderr before.
+        PreemptedError: if SIGTERM ended them.
+        TrainingError: if a process ended otherwise; the message names it and its exit code.
     """
     with TemporaryDirectory(prefix="osft-") as directory:
-        order = WorkOrder(config=config, train_data=train_data)
         order_file = Path(directory) / "order.json"
-        order.save(order_file)
-        return_code = _run_torchrun(config, order_file)
+        WorkOrder(config=replace(config, nproc_per_node=count_local_processes(config))).save(order_file)
+        return_code = _run_agent(config, order_file)
         raise_failure_of(order_file)
     if return_code != 0:
         raise TrainingError(
-            f"training in {config.ckpt_output_dir} failed: a process ended with exit code {return_code}. "
-            "Its own message is further up in the log."
+            f"training in {config.ckpt_output_dir} failed: the process that watches over it ended with exit code "
+            f"{return_code}. Its own message is further up in the log."
         )
 
 
-def _run_torchrun(config: TrainingConfig, order_file: Path) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count_local_processes(config)}"]
-    if config.nnodes == 1 and config.rdzv_endpoint is None:
-        command.append("--standalone")
-    else:
-        # The static rendezvous honours node_rank and lets node 0 listen on 0.0.0.0 while the others name its address.
-        command += [f"--nnodes={config.nnodes}", f"--node-rank={config.node_rank}", "--rdzv-backend=static"]
-        command += [f"--rdzv-endpoint={config.rdzv_endpoint}", f"--rdzv-id={config.rdzv_id or 0}"]
-        host, _, port = str(config.rdzv_endpoint).rpartition(":")
-        command += [f"--master-addr={host.strip('[]')}", f"--master-port={port}"]
-    command += ["--module", WORKER_MODULE, str(order_file)]
-    # torchrun sets one thread a process unless told; a sole process may as well use them all.
-    threads = max(1, (os.cpu_count() or 1) // count_local_processes(config))
+def _run_agent(config: TrainingConfig, order_file: Path) -> int:
+    count = count_local_processes(config)
+    # The agent sets one thread a process unless told; a sole process may as well use them all.
+    threads = max(1, (os.cpu_count() or 1) // count)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    logger.info(
-        "starting %d processes on node %d of %d", count_local_processes(config), config.node_rank, config.nnodes
-    )
-    return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 our own module, no shell
+    logger.info("starting %d processes on node %d of %d", count, config.node_rank, config.nnodes)
+    command = [sys.executable, "-m", AGENT_MODULE, str(order_file)]
+    # The agent reads its standard input to its end, which comes with that of this process, however it ends.
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as agent, _passing_on_sigterm(agent):  # noqa: S603 our own module, no shell
+        try:
+            return agent.wait()
+        except BaseException:
+            # In a terminal the agent got the interrupt as well; it ends the workers either way.
+            agent.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                agent.wait(INTERRUPT_SECONDS)
+            raise
+        finally:
+            agent.kill()
+
+
+@contextmanager
+def _passing_on_sigterm(agent: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Send ``agent`` the SIGTERM that this process gets; a thread other than the main one may not, and does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        agent.send_signal(number)
+
+    earlier = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if earlier is None else earlier)
