@@ -86,18 +86,23 @@ def osft(
         checkpoint_at_epoch: save the model after each epoch, as ``epoch_<n>``. Default: False.
         save_final_checkpoint: save the model after the last step, as ``final``. Default: True.
         num_epochs: passes over the data. Default: 1.
-        nproc_per_node: processes on this node. Default: one a GPU, one on a machine without.
+        nproc_per_node: processes on this node. Default: one a GPU, one on a machine without. This and the four below
+            are left out where torchrun or Kubeflow Trainer has prepared the environment: the call joins that.
         nnodes: nodes of the run. Default: 1.
         node_rank: number of this node, from 0. Default: 0.
         rdzv_id: id that the nodes of one run share; needed with more than one node.
-        rdzv_endpoint: ``host:port`` of node 0; needed with more than one node.
+        rdzv_endpoint: ``host:port`` of node 0, on node 0 ``0.0.0.0:port``; needed with more than one node.
         **kwargs: of the native backend the other fields of :class:`osft.config.TrainingConfig`:
             ``protect_inputs_of``, ``protect_weights``, ``rank_allocation``, ``train_other_parameters``,
-            ``save_memory``, ``decomposition_cache``, ``parametrization``, and ``beta1``, ``beta2``, ``eps`` and
-            ``weight_decay`` of AdamW; of mini-trainer whatever it takes.
+            ``save_memory``, ``decomposition_cache``, ``parametrization``, ``step_timeout_minutes``, and ``beta1``,
+            ``beta2``, ``eps`` and ``weight_decay`` of AdamW; and those of the states on disk from which the same call
+            goes on after an interruption: ``checkpoint_every_steps``, ``checkpoint_every_minutes`` (30 by default),
+            ``keep_checkpoints`` (2, the newest) and ``resume``: ``"auto"``, go on from what ``ckpt_output_dir`` holds,
+            an error if that is of another configuration; ``"never"``, remove it and start anew; ``"must"``, an error
+            if there is nothing. Of mini-trainer whatever it takes.
 
     Returns:
-        Of the native backend, a :class:`osft.training.loop.TrainingResult` (``None`` on a node that does not see
+        Of the native backend, a :class:`osft.training.result.TrainingResult` (``None`` on a node that does not see
         the files of node 0); of mini-trainer, what it returns.
 
     Raises:
@@ -134,8 +139,7 @@ class OSFTAlgorithm:
             from training_hub import osft as train_with_training_hub
 
             return train_with_training_hub(**given, backend="mini-trainer")
-        ensure_logging()
-        return _train_natively(_make_config(given))
+        return _train_natively(given)
 
 
 def _make_config(given: dict[str, Any]) -> TrainingConfig:
@@ -157,30 +161,37 @@ def _make_config(given: dict[str, Any]) -> TrainingConfig:
     return TrainingConfig(**given)
 
 
-def _train_natively(config: TrainingConfig) -> Any:
-    from osft.planning.plan import require_memory
-    from osft.processes.group import is_first_process, is_launched
-    from osft.processes.torchrun import count_local_processes, launch
-    from osft.training.liger import require_liger
-    from osft.training.loop import RESULT_NAME, TrainingResult, train
+def _train_natively(given: dict[str, Any]) -> Any:
+    import torch
 
+    from osft.processes.environment import Surroundings
+    from osft.processes.torchrun import count_local_processes, launch
+    from osft.training.result import RESULT_NAME, TrainingResult
+
+    surroundings = Surroundings.read(os.environ)
+    # What one process says of the run holds for all; a warning may be of one.
+    ensure_logging(logging.WARNING if surroundings.global_rank else logging.INFO)
+    config = _make_config(surroundings.complete(given))
     _check_paths(config)
     if config.use_liger:
+        from osft.training.liger import require_liger
+
         require_liger()
     # Once on each node is enough: a launcher ends the other processes.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if not surroundings.local_rank and torch.cuda.is_available():
+        from osft.planning.plan import require_memory
+
         require_memory(config)
-    train_data = _processed_data(config)
-    directory = config.checkpoint_directory
-    # What an earlier run left must not pass for this one's result.
-    if is_first_process(config):
-        (directory / RESULT_NAME).unlink(missing_ok=True)
-    if is_launched() or (config.nnodes == 1 and count_local_processes(config) == 1):
-        train(config, train_data)
+    if surroundings.is_worker or (config.nnodes == 1 and count_local_processes(config) == 1):
+        # Imported here: the process that only waits for others need not load what they train with.
+        from osft.training.loop import train
+
+        train(config)
     else:
-        launch(config, train_data)
-    has_result = is_first_process(config) or (directory / RESULT_NAME).is_file()
-    return TrainingResult.load(directory) if has_result else None
+        launch(config)
+    directory = config.checkpoint_directory
+    is_first = surroundings.global_rank == 0 if surroundings.is_worker else config.node_rank == 0
+    return TrainingResult.load(directory) if is_first or (directory / RESULT_NAME).is_file() else None
 
 
 def _check_paths(config: TrainingConfig) -> None:
@@ -193,34 +204,3 @@ def _check_paths(config: TrainingConfig) -> None:
     looks_local = config.model_path.startswith((".", "/", "~")) or config.model_path.count("/") > 1
     if looks_local and not Path(config.model_path).is_dir():
         raise MissingPathError(f"model_path '{config.model_path}' does not exist, or is not a folder.")
-
-
-def _processed_data(config: TrainingConfig) -> Path:
-    """Return the file of token ids to train on, after validating and tokenizing raw data."""
-    if config.use_processed_dataset:
-        return Path(config.data_path)
-    from osft.data.files import TRAIN_NAME, VALID_NAME
-    from osft.data.processing.process import process_dataset
-    from osft.data.processing.report import ProcessingConfig
-    from osft.data.validation.validate import validate_dataset
-
-    directory = config.data_directory
-    validate_dataset(
-        Path(config.data_path),
-        directory,
-        data_format=config.data_format,
-        document_column=config.document_column_name,
-        unmask_messages=config.unmask_messages,
-    )
-    processing = ProcessingConfig(
-        model=config.model_path,
-        data_format=config.data_format,
-        max_seq_len=config.max_seq_len,
-        unmask_messages=config.unmask_messages,
-        holdout_fraction=0.0,
-        seed=config.seed,
-        block_size=config.block_size,
-        document_column=config.document_column_name,
-    )
-    process_dataset(directory / VALID_NAME, directory, processing)
-    return directory / TRAIN_NAME

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, cast
 import typer
 from rich.console import Console
 
-from osft.errors import ConfigError, OsftError
+from osft.errors import ConfigError, OsftError, PreemptedError
 from osft.logs import configure_logging
+from osft.processes.preemption import PREEMPTED_EXIT_CODE
 
 DEBUG_FLAG = "--debug"
 
@@ -178,6 +179,19 @@ def train(
         bool | None, typer.Option(help="Save the model at the end. [default: yes]")
     ] = None,
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the data. [default: 1]")] = None,
+    checkpoint_every_steps: Annotated[
+        int | None, typer.Option(help="Steps between states to go on from. [default: by time alone]")
+    ] = None,
+    checkpoint_every_minutes: Annotated[
+        float | None, typer.Option(help="Minutes between them; 0: not by time. [default: 30]")
+    ] = None,
+    keep_checkpoints: Annotated[int | None, typer.Option(help="How many of them stay. [default: 2]")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="auto: go on from what is there; never: anew; must: or fail. [default: auto]")
+    ] = None,
+    step_timeout_minutes: Annotated[
+        float | None, typer.Option(help="Longest that a step, or loading or saving, may take. [default: 30]")
+    ] = None,
     nproc_per_node: Annotated[int | None, typer.Option(help="Processes on this node. [default: one a GPU]")] = None,
     nnodes: Annotated[int | None, typer.Option(help="Nodes of the run. [default: 1]")] = None,
     node_rank: Annotated[int | None, typer.Option(help="Number of this node, from 0. [default: 0]")] = None,
@@ -204,7 +218,7 @@ def plan(
     ],
     max_tokens_per_gpu: Annotated[int, typer.Option(help="Most tokens that a process takes at once.")],
     max_seq_len: Annotated[int | None, typer.Option(help="Longest sample. [default: --max-tokens-per-gpu]")] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs of the run; 0 plans for a CPU.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of the run, on all nodes; 0 plans for a CPU.")] = 1,
     gpu_memory: Annotated[
         str | None, typer.Option(help="GiB of a card or its name, e.g. 45 or L40S. [default: the card at hand]")
     ] = None,
@@ -212,7 +226,9 @@ def plan(
         list[str] | None, typer.Option(help="Regular expression over module names; may be repeated.")
     ] = None,
     train_other_parameters: Annotated[bool, typer.Option(help="Train embeddings, norms and head as well.")] = False,
-    save_memory: Annotated[bool, typer.Option(help="Keep once-a-step tensors in host memory.")] = False,
+    save_memory: Annotated[
+        bool, typer.Option(help="Moments in bfloat16; on one GPU, once-a-step tensors in host memory.")
+    ] = False,
 ) -> None:
     """Predict a run's memory by part and the time of the decomposition, and say whether it fits."""
     from osft.planning.plan import config_to_plan, memory_at_hand_gib, plan_training, read_gpu_memory
@@ -230,8 +246,10 @@ def plan(
     capacity_gib = None
     if gpus > 0:
         capacity_gib = read_gpu_memory(gpu_memory) if gpu_memory else memory_at_hand_gib()
-    prediction = plan_training(config, on_gpu=gpus > 0, capacity_gib=capacity_gib, with_time=True)
-    Console().print(render_plan(prediction, num_gpus=gpus))
+    prediction = plan_training(
+        config, on_gpu=gpus > 0, world_size=max(1, gpus), capacity_gib=capacity_gib, with_time=True
+    )
+    Console().print(render_plan(prediction))
 
 
 @app.command()
@@ -331,6 +349,9 @@ def main() -> None:
     configure_logging()
     try:
         app(args=arguments)
+    except PreemptedError as error:
+        sys.stderr.write(f"osft: {error}\n")
+        sys.exit(PREEMPTED_EXIT_CODE)
     # The one place that catches everything: a person at a terminal gets a line, not a traceback.
     except Exception as error:
         if debug:

@@ -19,6 +19,7 @@ FLAGS = (
 MAX_BETA_IN_BFLOAT16 = 0.99
 PARAMETRIZATIONS = ("linear", "factored")
 RANK_ALLOCATIONS = ("uniform", "adaptive")
+RESUME_CHOICES = ("auto", "never", "must")
 # The seeds of numpy's and PyTorch's generators and torchrun's ids all take this much.
 MAX_WHOLE_NUMBER = 2**32 - 1
 # Schedules that move by a metric of an evaluation, which no step here has.
@@ -143,6 +144,23 @@ class TrainingConfig:
     num_epochs: int = 1
     """Passes over the data."""
 
+    checkpoint_every_steps: int | None = None
+    """Optimizer steps between two states on disk to go on from; ``None``: none for their number."""
+
+    checkpoint_every_minutes: float = 30.0
+    """Minutes between two states on disk to go on from; 0: none for the time. What comes first, steps or minutes."""
+
+    keep_checkpoints: int = 2
+    """How many of these states stay, the newest; all are removed when the run ends well."""
+
+    resume: str = "auto"
+    """``auto``: go on from what is in :attr:`ckpt_output_dir`, an error if that is another configuration's;
+    ``never``: remove it and start anew; ``must``: an error if there is nothing."""
+
+    step_timeout_minutes: float = 30.0
+    """How long a process may be in one step, or in loading, decomposing one weight or saving, before the run ends with
+    an error that names it; without it a process that hangs keeps the others waiting."""
+
     nproc_per_node: int | None = None
     """Processes on this node; ``None``: one a GPU, one on a machine without."""
 
@@ -166,19 +184,21 @@ class TrainingConfig:
         _require_flag(self, *FLAGS)
         _require_range(self, "unfreeze_rank_ratio", 0.0, 1.0)
         _require_at_least_one(
-            self, "effective_batch_size", "max_tokens_per_gpu", "max_seq_len", "num_epochs", "nnodes", "nproc_per_node"
-        )
+            self, "effective_batch_size", "max_tokens_per_gpu", "max_seq_len", "num_epochs", "nnodes", "nproc_per_node",
+            "checkpoint_every_steps", "keep_checkpoints",
+        )  # fmt: skip
         _require_whole_number(self, "warmup_steps", "seed", "node_rank")
         _require_whole_number(self, "rdzv_id", optional=True)
-        _require_not_negative(self, "weight_decay")
+        _require_not_negative(self, "weight_decay", "checkpoint_every_minutes")
         _require_range(self, "beta1", 0.0, 1.0, top_included=False)
         _require_range(self, "beta2", 0.0, 1.0, top_included=False)
-        _require_positive(self, "learning_rate", "eps")
+        _require_positive(self, "learning_rate", "eps", "step_timeout_minutes")
         _check_scheduler(self.lr_scheduler)
         _check_scheduler_arguments(self.lr_scheduler_kwargs)
         _check_patterns(self.target_patterns)
         _require_choice(self, "parametrization", PARAMETRIZATIONS)
         _require_choice(self, "rank_allocation", RANK_ALLOCATIONS)
+        _require_choice(self, "resume", RESUME_CHOICES)
         self._check_protection()
         self._check_data_mode()
         self._check_nodes()

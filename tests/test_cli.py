@@ -91,6 +91,15 @@ def test_plan_says_from_a_configuration_alone_whether_a_run_fits_a_card(tiny_mod
     assert "more than the card's 1.0 GiB" in " ".join(small.stdout.split())
 
 
+def test_plan_tells_what_each_of_several_gpus_needs(tiny_model: Path) -> None:
+    size = ["--unfreeze-rank-ratio", "0.25", "--max-tokens-per-gpu", "1024"]
+
+    finished = run("plan", "--model", tiny_model, *size, "--gpu-memory", "L40S", "--gpus", "4")
+
+    assert finished.returncode == 0
+    assert "Fits: needs 0.0 GiB on each of 4 GPUs, within the card's 45.0 GiB" in " ".join(finished.stdout.split())
+
+
 def test_a_pvc_uri_is_looked_up_in_the_workspace(messages_file: Path, tmp_path: Path) -> None:
     finished = run(
         "download", f"pvc://{messages_file.name}", "--output", tmp_path / "raw", OSFT_WORKSPACE=str(tmp_path)

@@ -43,16 +43,23 @@ def attach(
     """
     model.requires_grad_(train_other_parameters)
     for target in targets:
-        # Looked for before anything is replaced: blocks may share a weight.
-        places = holders(model, target)
-        weight = target_parameter(model, target).detach()
-        protected = _protect_all(target.name, weight, protect)
-        trained = FactoredWeight(weight, protected) if factored else SubspaceWeight(weight, protected, offload=offload)
-        for module, parameter_name in places:
-            if isinstance(trained, SubspaceWeight) and _is_plain_linear(module):
-                _replace_module(model, module, SubspaceLinear(trained, module.bias))
-            else:
-                _replace_weight(module, parameter_name, trained)
+        attach_one(model, target, protect, factored=factored, offload=offload)
+
+
+def attach_one(
+    model: PreTrainedModel, target: Target, protect: Source, *, factored: bool = False, offload: bool = False
+) -> None:
+    """Do for one target what :func:`attach` does for all; the other parameters stay as they are."""
+    # Looked for before anything is replaced: blocks may share a weight.
+    places = holders(model, target)
+    weight = target_parameter(model, target).detach()
+    protected = _protect_all(target.name, weight, protect)
+    trained = FactoredWeight(weight, protected) if factored else SubspaceWeight(weight, protected, offload=offload)
+    for module, parameter_name in places:
+        if isinstance(trained, SubspaceWeight) and _is_plain_linear(module):
+            _replace_module(model, module, SubspaceLinear(trained, module.bias))
+        else:
+            _replace_weight(module, parameter_name, trained)
 
 
 def _protect_all(name: str, weight: Tensor, protect: Source) -> ProtectedSubspace:

@@ -16,6 +16,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from osft.data.files import TRAIN_NAME, VALID_NAME, jsonl_file
@@ -119,8 +121,10 @@ def run_text(model: PreTrainedModel, batches: Iterable[Tensor]) -> None:
     """
     was_training = model.training
     model.eval()
+    # What lies outside the blocks of a model that FSDP spreads is there only when all of it is called.
+    run = partial(model, logits_to_keep=1) if isinstance(model, FSDPModule) else model.base_model
     for input_ids in batches:
-        model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
+        run(input_ids=input_ids.to(model.device), use_cache=False)
     model.train(was_training)
 
 

@@ -23,13 +23,14 @@ from osft.subspace.allocation import adaptive_ratios
 from osft.subspace.attach import Source
 from osft.subspace.cache import DecompositionCache
 from osft.subspace.decomposition import ProtectedSubspace, frozen_rank, protect_leading_directions
+from osft.subspace.exchange import count_first_share
 from osft.subspace.inputs import (
     equal_length_batches,
     input_covariances,
     load_input_samples,
     protect_input_directions,
 )
-from osft.subspace.targets import Target, target_parameter
+from osft.subspace.targets import Target
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def choose_source(
     if config.protect_inputs_of is not None:
         covariances = _measure_inputs(model, targets, config, ratios)
         source = _InputDirections(targets, ratios, covariances, otherwise=source, join_weights=config.protect_weights)
-    return _Reporting(source, cache, total=sum(_count_matrices(model, target) for target in targets))
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    return _Reporting(source, cache, total=count_first_share(model, targets, world_size))
 
 
 def _choose_ratios(
@@ -120,11 +122,6 @@ def _measure_inputs(
             config.protect_inputs_of, tokens, most,
         )  # fmt: skip
     return covariances
-
-
-def _count_matrices(model: PreTrainedModel, target: Target) -> int:
-    weight = target_parameter(model, target)
-    return len(weight) if weight.ndim == 3 else 1
 
 
 class _WeightDirections:

@@ -26,6 +26,8 @@ from osft.processes.group import Processes
 # starts of its kernels and the passes over all gradients come to some hundreds. With lengths of a mean of 500 padding
 # falls from 50% to 15% of 8 samples and from 31% to 11% of 32.
 MICRO_BATCH_COST_TOKENS = 512
+# What goes through the model of a process that has nothing to do while others have.
+IDLE_SAMPLE = Sample(input_ids=np.zeros(2, np.int32), labels=np.full(2, IGNORED_LABEL, np.int32), row=-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,8 @@ class StepPlan:
     """``[samples]``: those of the effective batch, of all processes."""
 
     micro_batches: tuple[Integers, ...]
-    """Each ``[samples]``: this process's share of them, in the order in which they are collated."""
+    """Each ``[samples]``: this process's share of them, in the order in which they are collated. Every process has as
+    many, since all gather the weights together; one with less to do has empty ones at the end."""
 
     tokens: int
     """Tokens of the effective batch."""
@@ -128,11 +131,13 @@ def plan_epoch(
     batches = effective_batches(len(samples), config.effective_batch_size, seed=config.seed, epoch=epoch)
     for batch in batches:
         lengths = samples.lengths[batch]
-        share = share_of_process(lengths, processes.global_rank, processes.world_size)
-        groups = micro_batches(lengths[share], config.max_tokens_per_gpu, packed=packed)
+        shares = shares_of_processes(lengths, processes.world_size)
+        groups = [micro_batches(lengths[share], config.max_tokens_per_gpu, packed=packed) for share in shares]
+        own = [batch[shares[processes.global_rank][group]] for group in groups[processes.global_rank]]
+        idle = max(len(each) for each in groups) - len(own)
         yield StepPlan(
             samples=batch,
-            micro_batches=tuple(batch[share[group]] for group in groups),
+            micro_batches=(*own, *[batch[:0]] * idle),
             tokens=int(lengths.sum()),
             loss_tokens=int(samples.trained_tokens[batch].sum()),
         )
@@ -145,20 +150,19 @@ def effective_batches(num_samples: int, effective_batch_size: int, *, seed: int,
         yield order[start : start + effective_batch_size]
 
 
-def share_of_process(lengths: Integers, global_rank: int, world_size: int) -> Integers:
-    """Return this process's part of an effective batch, as indices into ``lengths``, longest first.
+def shares_of_processes(lengths: Integers, world_size: int) -> list[Integers]:
+    """Return each process's part of an effective batch, as indices into ``lengths``, longest first.
 
     Each sample, the longest first, goes to the process that has the fewest tokens so far, so no two processes are
     further apart than the longest sample. Every process computes the same shares.
     """
-    share: list[int] = []
+    shares: list[list[int]] = [[] for _ in range(world_size)]
     tokens = [0] * world_size
     for index in _longest_first(lengths):
         lightest = tokens.index(min(tokens))
         tokens[lightest] += int(lengths[index])
-        if lightest == global_rank:
-            share.append(index)
-    return np.array(share, dtype=np.int64)
+        shares[lightest].append(index)
+    return [np.array(share, dtype=np.int64) for share in shares]
 
 
 def micro_batches(lengths: Integers, max_tokens: int, *, packed: bool) -> list[list[int]]:
@@ -225,7 +229,11 @@ def _like_lengths(lengths: Integers, max_tokens: int) -> list[list[int]]:
 
 
 def collate(samples: Sequence[Sample], *, packed: bool) -> MicroBatch:
-    """Make one micro-batch of ``samples``, in their order: one row without padding, or padded rows."""
+    """Make one micro-batch of ``samples``, in their order: one row without padding, or padded rows.
+
+    Without samples it is two tokens of which none is trained.
+    """
+    samples = samples or (IDLE_SAMPLE,)
     return _pack(samples) if packed else _pad(samples)
 
 

@@ -6,117 +6,85 @@ gradients are summed once a step.
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, get_scheduler
 
+from osft.checkpoints.checkpoints import Checkpoints
+from osft.checkpoints.state import TrainingState
 from osft.config import TrainingConfig
 from osft.data.samples import Samples, load_samples
 from osft.errors import ConfigError, DataError, TrainingError
-from osft.processes.group import Processes, process_group, sum_over_processes
+from osft.processes.group import COLLECTIVE_TIMEOUT_AFTER_WATCH, Processes, process_group, sum_over_processes
+from osft.processes.preemption import Preemption
+from osft.processes.watch import HangWatch
 from osft.subspace.attach import merge, project_gradients
+from osft.subspace.exchange import gather
 from osft.training.attention import Forward, choose_forward
 from osft.training.batches import StepPlan, collate, count_steps, plan_epoch
 from osft.training.loss import summed_loss
 from osft.training.loss_chart import write_loss_chart
 from osft.training.metrics import StepMetrics, peak_memory_gib, read_metrics, reporting
-from osft.training.model_files import LoadedModel, load_model, save_model
+from osft.training.model_files import load_model, save_model
 from osft.training.optimizer import MasterParameters, make_optimizer
-from osft.training.preparation import count_trainable, prepare_model
-from osft.workspace import read_json, write_json
+from osft.training.preparation import PreparedModel, count_trainable, prepare_model
+from osft.training.result import METRICS_NAME, RESULT_NAME
+from osft.training.train_data import ready_train_data
+from osft.workspace import write_json
 
 logger = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
-METRICS_NAME = "metrics.jsonl"
-RESULT_NAME = "training.json"
 LOSS_CHART_NAME = "loss.html"
 FINAL_CHECKPOINT_NAME = "final"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingResult:
-    """What a finished run left behind."""
-
-    final_checkpoint: Path | None
-    """Folder of the final model in Hugging Face format; ``None`` with ``save_final_checkpoint=False``."""
-
-    epoch_checkpoints: tuple[Path, ...]
-    """Folders of the models after each epoch, with ``checkpoint_at_epoch=True``."""
-
-    metrics_file: Path
-    """One JSON line a step."""
-
-    loss_chart: Path
-    """The same as a picture, one self-contained HTML file."""
-
-    steps: int
-    """Optimizer steps taken."""
-
-    samples: int
-    """Rows trained on in each epoch."""
-
-    first_loss: float
-    """Loss of the first step, before it was taken."""
-
-    final_loss: float
-    """Loss of the last step, before it was taken."""
-
-    trainable_parameters: int
-    """Values that AdamW moved."""
-
-    seconds: float
-    """Wall time from the start of the loading to the last file."""
-
-    @classmethod
-    def load(cls, directory: Path | str) -> "TrainingResult":
-        """Read the result that a run left in its ``ckpt_output_dir``; the folder may have been moved since.
-
-        Raises:
-            TrainingError: if no finished run is there.
-        """
-        root = Path(directory)
-        try:
-            fields = read_json(root / RESULT_NAME)["result"]
-        except (OSError, ValueError, KeyError) as error:
-            raise TrainingError(f"{root}: holds no finished training run ({error}). Train there first.") from error
-        final = fields.pop("final_checkpoint")
-        return cls(
-            final_checkpoint=root / final if final else None,
-            epoch_checkpoints=tuple(root / name for name in fields.pop("epoch_checkpoints")),
-            metrics_file=root / fields.pop("metrics_file"),
-            loss_chart=root / fields.pop("loss_chart"),
-            **fields,
-        )
-
-
-def train(config: TrainingConfig, train_data: Path) -> None:
-    """Run the training that ``config`` describes on the token ids in ``train_data``; every process must call this.
+def train(config: TrainingConfig) -> None:
+    """Run the training that ``config`` describes; every process must call this.
 
     The first process leaves ``metrics.jsonl``, ``loss.html``, the checkpoints, and, last, ``training.json``.
 
     Raises:
-        ConfigError: if a target pattern matches nothing or the scheduler refuses its arguments.
+        ConfigError: if a target pattern matches nothing, the scheduler refuses its arguments, or what is in the
+            output folder is of another configuration.
         DataError: if the data has no row that fits.
         MissingPathError: if the model does not exist.
-        TrainingError: if a loss is not finite.
+        PreemptedError: if SIGTERM asked to stop; the same call goes on.
+        TrainingError: if a loss is not finite, or there is nothing to go on from with ``resume="must"``.
     """
-    start = time.monotonic()
     torch.manual_seed(config.seed)
-    with process_group() as processes:
-        loaded = load_model(config.model_path, processes.device)
+    timeout = timedelta(minutes=config.step_timeout_minutes) + COLLECTIVE_TIMEOUT_AFTER_WATCH
+    with (
+        process_group(timeout) as processes,
+        HangWatch(processes, config.step_timeout_minutes) as watch,
+        Preemption() as preemption,
+    ):
+        train_data = ready_train_data(config, processes, watch)
+        watch.entered("looking for checkpoints")
+        checkpoints = Checkpoints(config, processes, train_data, config.checkpoint_directory / RESULT_NAME)
+        if checkpoints.run_is_finished:
+            return
+        watch.entered("loading the model")
+        loaded = load_model(config.model_path, processes.device, processes.world_size)
         samples = _load_fitting_samples(config, train_data, loaded.model)
-        prepare_model(loaded.model, config, samples, processes)
-        run = _Run(config, loaded, samples, processes)
+        watch.entered("preparing the model")
+        prepared = prepare_model(loaded, config, samples, processes, checkpoints.source)
+        # Let go of the weights as they were loaded, of which the prepared model has its own.
+        del loaded
+        run = _Run(config, prepared, samples, processes, watch, checkpoints, preemption)
         run.train()
         if processes.is_first:
-            _write_result(run, seconds=time.monotonic() - start)
+            _write_result(run)
+        checkpoints.finish()
 
 
 def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedModel) -> Samples:
@@ -141,18 +109,38 @@ def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedM
 class _Run:
     """The state of one run: the optimizer, its schedule, and what has been written."""
 
-    def __init__(self, config: TrainingConfig, loaded: LoadedModel, samples: Samples, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        prepared: PreparedModel,
+        samples: Samples,
+        processes: Processes,
+        watch: HangWatch,
+        checkpoints: Checkpoints,
+        preemption: Preemption,
+    ) -> None:
         self.config = config
-        self.loaded = loaded
+        self.loaded = prepared.loaded
+        self.with_weights = prepared.with_weights
         self.samples = samples
         self.processes = processes
+        self.watch = watch
+        self.checkpoints = checkpoints
+        self.preemption = preemption
         self.total_steps = count_steps(len(samples), config.effective_batch_size, config.num_epochs)
-        self.masters = MasterParameters(p for p in loaded.model.parameters() if p.requires_grad)
+        self.masters = MasterParameters(_trained_parameters(prepared.model))
         self.parameters = self.masters.parameters
         self.optimizer = make_optimizer(self.parameters, config)
         self.scheduler = _make_scheduler(self.optimizer, config, self.total_steps)
-        self.step = 0
         self.epoch_checkpoints: list[Path] = []
+        self.state = TrainingState(
+            model=self.model,
+            masters=self.masters,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            processes=processes,
+        )
+        self.step = checkpoints.restore(self.state)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -161,43 +149,73 @@ class _Run:
     def train(self) -> None:
         """Take every step of every epoch."""
         directory = self.config.checkpoint_directory
-        forward = choose_forward(self.model, self.samples)
+        forward = self.with_weights(choose_forward, self.model, self.samples)
         metrics_file = directory / METRICS_NAME if self.processes.is_first else None
-        with reporting(metrics_file, self.total_steps) as report:
+        with reporting(metrics_file, self.total_steps, self.step) as report:
             for epoch in range(self.config.num_epochs):
-                for step in plan_epoch(self.samples, self.config, self.processes, epoch=epoch, packed=forward.packed):
-                    report(self._take_step(step, forward))
+                for step in self._steps_left(epoch, forward):
+                    metrics, stopping = self._take_step(step, forward)
+                    report(metrics)
+                    if stopping:
+                        self.watch.entered("saving a checkpoint")
+                        raise self.checkpoints.stop(self.step, self.total_steps)
+                    self.checkpoints.save()
                 if self.config.checkpoint_at_epoch:
-                    self._save_epoch(directory / f"epoch_{epoch + 1}")
-        if self.config.save_final_checkpoint and self.processes.is_first:
-            save_model(self.loaded, self.config.model_path, directory / FINAL_CHECKPOINT_NAME)
+                    self._save_epoch(epoch)
+        self.watch.entered("saving the model")
+        if self.config.save_final_checkpoint:
+            self._save(directory / FINAL_CHECKPOINT_NAME)
 
-    def _save_epoch(self, target: Path) -> None:
-        if self.processes.is_first:
-            save_model(self.loaded, self.config.model_path, target)
+    def _steps_left(self, epoch: int, forward: Forward) -> Iterator[StepPlan]:
+        """Yield the steps of ``epoch`` that are not taken yet."""
+        steps_per_epoch = self.total_steps // self.config.num_epochs
+        taken = self.step - epoch * steps_per_epoch
+        if taken < steps_per_epoch:
+            steps = plan_epoch(self.samples, self.config, self.processes, epoch=epoch, packed=forward.packed)
+            yield from islice(steps, taken, None)
+
+    def _save_epoch(self, epoch: int) -> None:
+        """Save the model as it is at the end of ``epoch``, unless an earlier attempt has gone past it."""
+        self.watch.entered("saving the model")
+        target = self.config.checkpoint_directory / f"epoch_{epoch + 1}"
+        if self.step * self.config.num_epochs == self.total_steps * (epoch + 1):
+            self._save(target)
         self.epoch_checkpoints.append(target)
 
-    def _take_step(self, step: StepPlan, forward: Forward) -> StepMetrics:
-        """Accumulate the gradient of one effective batch, move the weights, and report."""
+    def _save(self, target: Path) -> None:
+        save_model(self.loaded, self.config.model_path, target, writes=self.processes.is_first)
+
+    def _take_step(self, step: StepPlan, forward: Forward) -> tuple[StepMetrics, bool]:
+        """Accumulate the gradient of one effective batch, move the weights, and report; also whether to stop now."""
+        self.watch.entered(f"step {self.step + 1}")
         start = time.monotonic()
         loss = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         for indices in step.micro_batches:
             micro_batch = collate([self.samples[index] for index in indices], packed=forward.packed)
-            part = summed_loss(self.model, micro_batch.to(self.processes.device), forward.logits) / step.loss_tokens
+            micro_batch = micro_batch.to(self.processes.device)
+            part = self.with_weights(summed_loss, self.model, micro_batch, forward.logits) / step.loss_tokens
             part.backward()
             loss += part.detach()
-        # No list of the gradients is kept: it would hold those that the projection replaces.
-        sum_over_processes((loss, *map(_gradient, self.parameters)), self.processes)
+        # What all must agree on goes with the loss: the first process's clock, and a signal that any of them had.
+        is_due = self.processes.is_first and self.checkpoints.is_due(self.step + 1)
+        agreed = torch.stack((loss, loss.new_tensor(is_due), loss.new_tensor(self.preemption.requested)))
+        sum_over_processes(agreed, self.processes)
+        total_loss, is_due, stopping = agreed.tolist()
+        for parameter in self.parameters:
+            _ensure_gradient(parameter)
         gradient_norm = self._project_and_clip()
-        self._check_finite(loss.item(), gradient_norm, step)
+        self._check_finite(total_loss, gradient_norm, step)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        self.step += 1
+        if is_due or stopping:
+            self.checkpoints.take(self.state, self.step)
         self.masters.write_back()
         merge(self.model)
-        self.step += 1
-        return self._report(step, loss.item(), gradient_norm, learning_rate, seconds=time.monotonic() - start)
+        metrics = self._report(step, total_loss, gradient_norm, learning_rate, seconds=time.monotonic() - start)
+        return metrics, bool(stopping)
 
     def _project_and_clip(self) -> float:
         """Take the protected part out of the gradients, limit their norm, and return what it was."""
@@ -208,7 +226,7 @@ class _Run:
         else:
             project_gradients(self.model)
             gradient_norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
-        return gradient_norm.item()
+        return float(gather(gradient_norm))
 
     def _check_finite(self, loss: float, gradient_norm: float, step: StepPlan) -> None:
         if not torch.isfinite(torch.tensor([loss, gradient_norm])).all():
@@ -263,14 +281,19 @@ def _as_number(value: str | float) -> str | float | int:
     return value
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Return the gradient of ``parameter``; zero when this process had no share of the batch."""
+def _trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return what is trained; what has no values only where nothing has any, as at a ratio of 0."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [parameter for parameter in trained if parameter.numel()] or trained
+
+
+def _ensure_gradient(parameter: nn.Parameter) -> None:
+    """Give ``parameter`` a gradient of zero where no token came by, as to an expert: its weight decays all the same."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
 
 
-def _write_result(run: _Run, seconds: float) -> None:
+def _write_result(run: _Run) -> None:
     """Write the chart and, last, the file that says the run is finished."""
     config, directory = run.config, run.config.checkpoint_directory
     steps = read_metrics(directory / METRICS_NAME)
@@ -280,11 +303,12 @@ def _write_result(run: _Run, seconds: float) -> None:
         "epoch_checkpoints": [path.name for path in run.epoch_checkpoints],
         "metrics_file": METRICS_NAME,
         "loss_chart": LOSS_CHART_NAME,
-        "steps": len(steps),
+        "steps": run.total_steps,
         "samples": len(run.samples),
         "first_loss": steps[0].loss,
         "final_loss": steps[-1].loss,
         "trainable_parameters": count_trainable(run.model),
-        "seconds": seconds,
+        "seconds": run.checkpoints.seconds,
     }
-    write_json(directory / RESULT_NAME, {"config": asdict(config), "result": result})
+    saved = {"config": asdict(config), "identity": run.checkpoints.identity, "result": result}
+    write_json(directory / RESULT_NAME, saved)

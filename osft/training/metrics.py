@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from osft.errors import TrainingError
 from osft.logs import logged_above_bar
+from osft.workspace import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +67,15 @@ def peak_memory_gib(device: torch.device) -> float:
 class MetricsFile:
     """Appends each step to a JSON-lines file; a step is on disk before the next one starts."""
 
-    def __init__(self, path: Path) -> None:
-        """Start an empty file at ``path``."""
+    def __init__(self, path: Path, steps_before: int = 0) -> None:
+        """Open the file at ``path`` behind its first ``steps_before`` steps; what follows them is dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb")
+        kept = _first_lines(path, steps_before) if steps_before and path.is_file() else []
+        if len(kept) < steps_before:
+            logger.warning("%s: has %d of the %d steps before; the rest is lost", path, len(kept), steps_before)
+        with atomic_file(path) as file:
+            file.writelines(kept)
+        self._file = path.open("ab")
 
     def write(self, metrics: StepMetrics) -> None:
         """Append one line."""
@@ -81,15 +87,24 @@ class MetricsFile:
         self._file.close()
 
 
+def _first_lines(path: Path, steps: int) -> list[bytes]:
+    """Return the whole lines in ``path`` of the first ``steps`` steps; a killed process may leave a part of one."""
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [line for line in lines if orjson.loads(line)["step"] <= steps]
+
+
 @contextmanager
-def reporting(path: Path | None, total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
-    """Yield what takes each step's metrics to the file ``path`` and shows them; without a path it does nothing."""
+def reporting(path: Path | None, total_steps: int, steps_before: int = 0) -> Iterator[Callable[[StepMetrics], None]]:
+    """Yield what takes each step's metrics to the file ``path`` and shows them; without a path it does nothing.
+
+    Of a run that goes on, the metrics of the ``steps_before`` stay in the file.
+    """
     if path is None:
         yield lambda metrics: None
         return
-    file = MetricsFile(path)
+    file = MetricsFile(path, steps_before)
     try:
-        with show_progress(total_steps) as show:
+        with show_progress(total_steps, steps_before) as show:
 
             def report(metrics: StepMetrics) -> None:
                 file.write(metrics)
@@ -101,18 +116,18 @@ def reporting(path: Path | None, total_steps: int) -> Iterator[Callable[[StepMet
 
 
 @contextmanager
-def show_progress(total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
+def show_progress(total_steps: int, steps_before: int = 0) -> Iterator[Callable[[StepMetrics], None]]:
     """Yield what shows each step: a bar if standard error is a terminal, else a :class:`ProgressLog`."""
     # Not rich's own test, which takes any output for a terminal where colours are asked for.
     if not sys.stderr.isatty():
-        yield ProgressLog()
+        yield ProgressLog(steps_before)
         return
     columns = (
         TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn(),
     )  # fmt: skip
     terminal = sys.stderr
     with Progress(*columns, console=Console(file=terminal)) as progress, logged_above_bar(terminal):
-        task = progress.add_task("", total=total_steps)
+        task = progress.add_task("", total=total_steps, completed=steps_before)
 
         def show(metrics: StepMetrics) -> None:
             description = f"loss {metrics.loss:.4f}, {metrics.tokens_per_second:.0f} tokens/s"
@@ -124,8 +139,9 @@ def show_progress(total_steps: int) -> Iterator[Callable[[StepMetrics], None]]:
 class ProgressLog:
     """Logs the first step, the last, and one about every five seconds between them."""
 
-    def __init__(self) -> None:
-        """Start the clock."""
+    def __init__(self, steps_before: int = 0) -> None:
+        """Start the clock after ``steps_before`` steps."""
+        self._steps_before = steps_before
         self._start = time.monotonic()
         self._last_line = float("-inf")
 
@@ -135,7 +151,8 @@ class ProgressLog:
         if metrics.step < metrics.total_steps and now - self._last_line < SECONDS_BETWEEN_LOG_LINES:
             return
         self._last_line = now
-        remaining_seconds = (now - self._start) / metrics.step * (metrics.total_steps - metrics.step)
+        seconds_per_step = (now - self._start) / (metrics.step - self._steps_before)
+        remaining_seconds = seconds_per_step * (metrics.total_steps - metrics.step)
         logger.info(
             "step %d of %d (epoch %.1f): loss %.4f, learning rate %.2e, %.0f tokens/s, %.0f s left",
             metrics.step, metrics.total_steps, metrics.epoch, metrics.loss, metrics.learning_rate,

@@ -15,11 +15,12 @@ families of transformers 5.23 that can be built from a default configuration, al
 
 import copy
 import logging
+import math
 import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,16 @@ from huggingface_hub import snapshot_download, split_torch_state_dict_into_shard
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.distributed import DistributedConfig
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, is_flash_attn_2_available
 
 from osft.errors import MissingPathError, TrainingError, one_line
 from osft.subspace.attach import plain_state
+from osft.subspace.exchange import gather
 from osft.workspace import replace_directory, sync_directory, write_json
 
 logger = logging.getLogger(__name__)
@@ -82,12 +86,18 @@ class LoadedModel:
         return self.stored_dtypes.get(name, fallback)
 
 
-def load_model(model_path: str, device: torch.device) -> LoadedModel:
-    """Load a causal language model to train on ``device``.
+def load_model(model_path: str, device: torch.device, world_size: int = 1) -> LoadedModel:
+    """Load a causal language model to train on ``device``; every process of the run must call this.
 
     A model stored in bfloat16 throughout stays bfloat16 on a GPU. Anything else is computed in float32, which holds
     the stored values exactly, so that what is not trained is written back as it was. The weights go to ``device`` one
-    by one; the host never holds the whole model for a GPU.
+    by one; the host never holds the whole model for a GPU. Of several processes each reads its rows of every weight
+    and nothing else.
+
+    Args:
+        model_path: local folder or Hugging Face id.
+        device: of this process.
+        world_size: processes of the run.
 
     Raises:
         MissingPathError: if ``model_path`` is neither a folder nor a model that the Hub or its cache has.
@@ -100,13 +110,20 @@ def load_model(model_path: str, device: torch.device) -> LoadedModel:
         stored_dtypes = read_dtypes(folder)
         all_bfloat16 = set(stored_dtypes.values()) == {torch.bfloat16}
         dtype = torch.bfloat16 if device.type == "cuda" and all_bfloat16 else torch.float32
+        # A model that is to be trained in one process has it as it is; else transformers gives each its rows.
+        placement: dict[str, Any] = {"device_map": {"": device}}
+        if world_size > 1:
+            parts = _count_parts(folder, world_size)
+            placement = {
+                "distributed_config": DistributedConfig(fsdp_size=parts, dp_replicate_size=world_size // parts)
+            }
         # Typed as if it returned a model alone.
         model_and_loading: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            device_map={"": device},
             use_safetensors=True,
             output_loading_info=True,
+            **placement,
         )
     except HFValidationError as error:
         raise MissingPathError(f"model_path '{model_path}' is neither a folder nor a Hugging Face id.") from error
@@ -126,6 +143,21 @@ def load_model(model_path: str, device: torch.device) -> LoadedModel:
     if dtype == torch.bfloat16 and is_flash_attn_2_available():
         use_flash_attention(model)
     return LoadedModel(model=model, stored_dtypes=stored_dtypes)
+
+
+def _count_parts(folder: Path, world_size: int) -> int:
+    """Return into how many parts transformers is to cut the weights; as many as processes, if it can.
+
+    It joins experts that are stored one by one, and fails in a process that gets none of them. Then several processes
+    have the same part.
+    """
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    stacks = {len(parameter) for parameter in empty.parameters() if parameter.ndim == 3}
+    for parts in range(world_size, 1, -1):
+        if world_size % parts == 0 and all(math.ceil(size / parts) * (parts - 1) < size for size in stacks):
+            return parts
+    return 1
 
 
 def use_flash_attention(model: PreTrainedModel) -> None:
@@ -152,20 +184,28 @@ def read_dtypes(folder: Path) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def save_model(loaded: LoadedModel, model_path: str, target: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+def save_model(
+    loaded: LoadedModel, model_path: str, target: Path, *, writes: bool = True, max_file_bytes: int = MAX_FILE_BYTES
+) -> None:
     """Write the model with its merged weights, and the base model's tokenizer, to the folder ``target``.
 
-    The folder appears under its name when it is whole and on disk. The model goes on training unchanged.
+    The folder appears under its name when it is whole and on disk. The model goes on training unchanged. Every process
+    must call this: a model that is spread over them is gathered block by block.
 
     Args:
         loaded: a model, with trained weights attached or without.
         model_path: where it was loaded from; the tokenizer's files are copied from there, byte for byte.
         target: the folder to write, replaced if it exists.
+        writes: whether this is the process that writes; the others only give what they have.
         max_file_bytes: above this the weights are split into several files with an index.
 
     Raises:
         TrainingError: if it cannot be written.
     """
+    if not writes:
+        for _ in _whole_blocks(*_plan_blocks(loaded.model)[:2]):
+            pass
+        return
     partial = target.with_name(f".{target.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -204,8 +244,7 @@ def _write_configuration(loaded: LoadedModel, folder: Path) -> None:
 
 def _write_weights(loaded: LoadedModel, folder: Path, max_file_bytes: int) -> None:
     """Write all weights as safetensors, each in the name, shape and dtype of the base's files; tied ones once."""
-    state = remove_tied_weights_from_state_dict(plain_state(loaded.model), loaded.model)
-    blocks, shapes = _plan_reversal(loaded.model, state)
+    state, blocks, shapes = _plan_blocks(loaded.model)
     planned = {
         name: tensor.to(loaded.stored_dtype(name)) if tensor.is_floating_point() else tensor
         for name, tensor in shapes.items()
@@ -217,12 +256,29 @@ def _write_weights(loaded: LoadedModel, folder: Path, max_file_bytes: int) -> No
             for file_name, names in split.filename_to_tensors.items()
         }
         file_of = {name: files[file_name] for name, file_name in split.tensor_to_filename.items()}
-        for block in blocks:
-            _write_block(loaded.model, {name: state[name] for name in block}, file_of)
+        for block in _whole_blocks(state, blocks):
+            _write_block(loaded.model, block, file_of)
     if split.is_sharded:
         write_json(
             folder / SAFE_WEIGHTS_INDEX_NAME, {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         )
+
+
+def _plan_blocks(model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[str]], dict[str, Tensor]]:
+    """Return the weights by their names in the model, tied ones once, and what :func:`_plan_reversal` makes of them."""
+    state = plain_state(model)
+    if any(isinstance(tensor, DTensor) for tensor in state.values()):
+        # By name: what a process has of a weight may be nothing, and then shares its memory with everything.
+        state = {name: tensor for name, tensor in state.items() if name not in model.all_tied_weights_keys}
+    else:
+        state = remove_tied_weights_from_state_dict(state, model)
+    return state, *_plan_reversal(model, state)
+
+
+def _whole_blocks(state: Mapping[str, Tensor], blocks: Iterable[Iterable[str]]) -> Iterator[dict[str, Tensor]]:
+    """Yield the weights of each block, gathered from all processes."""
+    for block in blocks:
+        yield {name: gather(state[name]) for name in block}
 
 
 def _plan_reversal(model: PreTrainedModel, state: Mapping[str, Tensor]) -> tuple[list[list[str]], dict[str, Tensor]]:
@@ -238,7 +294,7 @@ def _plan_reversal(model: PreTrainedModel, state: Mapping[str, Tensor]) -> tuple
     Returns:
         Names in the model, a list a block; and tensors on the meta device by their names in the files.
     """
-    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    empty = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
     whole = revert_weight_conversion(model, empty)
     blocks = defaultdict(list)
     for name in state:

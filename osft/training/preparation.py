@@ -2,52 +2,72 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from osft.config import TrainingConfig
 from osft.data.samples import Sample
-from osft.processes.group import Processes, copy_from_first
-from osft.subspace.attach import attach, trained_weights
+from osft.errors import ConfigError
+from osft.processes.group import Processes
+from osft.subspace.attach import Source, attach
+from osft.subspace.exchange import spread
 from osft.subspace.sources import choose_source
-from osft.subspace.targets import find_targets
+from osft.subspace.targets import Target, find_targets
 from osft.training.liger import apply_liger
+from osft.training.model_files import LoadedModel
+from osft.training.sharding import empty_copy, shard
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedModel:
+    """A model whose targets train in their free subspaces."""
+
+    loaded: LoadedModel
+    with_weights: Callable[..., Any]
+    """Calls a function with arguments where the weights are there; the forward passes of a step belong inside."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model; of one that is spread over processes, weights are whole only within :attr:`with_weights`."""
+        return self.loaded.model
+
 
 def prepare_model(
-    model: PreTrainedModel, config: TrainingConfig, samples: Sequence[Sample], processes: Processes
-) -> None:
-    """Let the targets of ``model`` train in their free subspaces, in place; every process must call this.
+    loaded: LoadedModel,
+    config: TrainingConfig,
+    samples: Sequence[Sample],
+    processes: Processes,
+    protect: Source | None = None,
+) -> PreparedModel:
+    """Let the targets of a model train in their free subspaces; every process must call this.
 
     Args:
-        model: as it was loaded, on the device of this process.
+        loaded: a model on the device of this process, or spread over all of them; it is used up.
         config: says what is protected and how.
         samples: the rows to train on; adaptive ranks look at a few.
         processes: this process and the others.
+        protect: what is protected of each matrix, where that is known; else it is computed.
 
     Raises:
-        ConfigError: if a target pattern matches nothing.
+        ConfigError: if a target pattern matches nothing, or several processes are to train the factored reference.
         DataError: if the text of ``protect_inputs_of`` is not what it should be.
     """
-    if config.use_liger:
-        apply_liger(model)
-    start, num_parameters = time.monotonic(), model.num_parameters()
-    targets = find_targets(model, config.target_patterns)
-    cache = Path(config.decomposition_cache) if config.decomposition_cache else None
-    attach(
-        model,
-        targets,
-        choose_source(model, targets, config, samples, cache),
-        factored=config.parametrization == "factored",
-        train_other_parameters=config.train_other_parameters,
-        offload=config.save_memory and model.device.type == "cuda",
-    )
-    copy_from_first(made_by_attach(model), processes)
+    start, num_parameters = time.monotonic(), loaded.model.num_parameters()
+    if processes.world_size == 1:
+        prepared = PreparedModel(loaded=loaded, with_weights=_call)
+        targets = _attach_all(loaded.model, config, samples, protect)
+    else:
+        prepared, targets = _spread(loaded, config, samples, processes, protect)
+    model = prepared.model
     if model.device.type == "cuda" and model.supports_gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
@@ -55,20 +75,61 @@ def prepare_model(
         "unfreeze_rank_ratio %s: %d weights are targets, %d values are trained, the model has %d; ready after %.1f s",
         config.unfreeze_rank_ratio, len(targets), count_trainable(model), num_parameters, time.monotonic() - start,
     )  # fmt: skip
-
-
-def made_by_attach(model: nn.Module) -> Iterator[Tensor]:
-    """Yield bases and what is expressed in them.
-
-    Where singular values are equal, a basis depends on the machine that computed it, and the sum of gradients in
-    different bases would mean nothing.
-    """
-    for _, weight in trained_weights(model):
-        for name, tensor in (*weight.named_parameters(), *weight.named_buffers()):
-            if name not in ("base", "merged"):
-                yield tensor
+    return prepared
 
 
 def count_trainable(model: nn.Module) -> int:
     """Return how many values of ``model`` are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _attach_all(
+    model: PreTrainedModel, config: TrainingConfig, samples: Sequence[Sample], protect: Source | None
+) -> list[Target]:
+    """Attach to a model that this process has for itself."""
+    if config.use_liger:
+        apply_liger(model)
+    targets = find_targets(model, config.target_patterns)
+    attach(
+        model,
+        targets,
+        protect or _choose_source(model, targets, config, samples),
+        factored=config.parametrization == "factored",
+        train_other_parameters=config.train_other_parameters,
+        offload=config.save_memory and model.device.type == "cuda",
+    )
+    return targets
+
+
+def _spread(
+    loaded: LoadedModel,
+    config: TrainingConfig,
+    samples: Sequence[Sample],
+    processes: Processes,
+    protect: Source | None,
+) -> tuple[PreparedModel, list[Target]]:
+    """Attach to a model that all processes have together."""
+    if config.parametrization == "factored":
+        raise ConfigError(
+            f"parametrization='factored' is the slow reference, for one process; this run has {processes.world_size}. "
+            "Choose 'linear'."
+        )
+    model = empty_copy(loaded.model)
+    if config.use_liger:
+        apply_liger(model)
+    targets = find_targets(model, config.target_patterns)
+    if protect is None:
+        protect = spread(_choose_source(loaded.model, targets, config, samples), loaded.model, targets)
+    root = shard(model, loaded.model, targets, protect, train_other_parameters=config.train_other_parameters)
+    return PreparedModel(loaded=replace(loaded, model=model), with_weights=root), targets
+
+
+def _choose_source(
+    model: PreTrainedModel, targets: Sequence[Target], config: TrainingConfig, samples: Sequence[Sample]
+) -> Source:
+    cache = Path(config.decomposition_cache) if config.decomposition_cache else None
+    return choose_source(model, targets, config, samples, cache)
+
+
+def _call(function: Callable[..., Result], *arguments: Any) -> Result:
+    return function(*arguments)

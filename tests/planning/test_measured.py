@@ -1,5 +1,8 @@
 """The predicted peak against what a real run takes from PyTorch's allocator."""
 
+import json
+import os
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 
@@ -8,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from osft.config import TrainingConfig
 from osft.planning.plan import BYTES_PER_GIB, plan_training
 from osft.training.loop import train
+from tests.conftest import find_free_port
 
 VOCABULARY = 2000
 
@@ -45,16 +50,19 @@ def load_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured_peak_gib(config: TrainingConfig) -> float:
     """Train and return the largest sum of live allocations."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        train(config, Path(config.data_path))
+        train(config)
     events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return max(accumulate(num_bytes for _, num_bytes in changes)) / BYTES_PER_GIB
 
 
-def make_run(weights_folder: Path, folder: Path, ratio: float, tokens: int, sample_tokens: int) -> TrainingConfig:
+def make_run(
+    weights_folder: Path, folder: Path, ratio: float, tokens: int, sample_tokens: int, world_size: int = 1
+) -> TrainingConfig:
     """Return a run of one step with two full micro-batches, all of whose tokens are trained, and then another."""
     generator = np.random.default_rng(0)
-    rows = [generator.integers(0, VOCABULARY, sample_tokens).tolist() for _ in range(2 * tokens // sample_tokens)]
+    num_rows = 2 * world_size * tokens // sample_tokens
+    rows = [generator.integers(0, VOCABULARY, sample_tokens).tolist() for _ in range(num_rows)]
     data = folder / "train.parquet"
     pq.write_table(pa.table({"input_ids": rows, "labels": rows}), data)
     return TrainingConfig(
@@ -82,3 +90,28 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(
     predicted = plan_training(run, on_gpu=False).total_gib
 
     assert predicted == pytest.approx(measured_peak_gib(run), rel=0.1)
+
+
+def measure_share(local_rank: int, world_size: int, port: int, folder: str) -> None:
+    """Run in a process of its own: train together with the others and leave the peak."""
+    os.environ.update(
+        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port), HF_DEACTIVATE_ASYNC_LOAD="1",
+    )  # fmt: skip
+    run = TrainingConfig(**json.loads((Path(folder) / "run.json").read_text()))
+    (Path(folder) / f"peak_{local_rank}").write_text(str(measured_peak_gib(run)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "ratio", "tokens"), [(2, 0.25, 16), (2, 0.75, 1024), (3, 0.25, 1024)])
+def test_the_prediction_for_each_of_several_processes_is_within_a_tenth_of_its_measured_peak(
+    weights_folder: Path, tmp_path: Path, world_size: int, ratio: float, tokens: int
+) -> None:
+    run = make_run(weights_folder, tmp_path, ratio, tokens, sample_tokens=min(tokens, 256), world_size=world_size)
+    (tmp_path / "run.json").write_text(json.dumps(asdict(run)))
+    mp.spawn(measure_share, (world_size, find_free_port(), str(tmp_path)), nprocs=world_size)
+
+    predicted = plan_training(run, on_gpu=False, world_size=world_size).total_gib
+
+    peaks = [float((tmp_path / f"peak_{rank}").read_text()) for rank in range(world_size)]
+    assert predicted == pytest.approx(max(peaks), rel=0.1)

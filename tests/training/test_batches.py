@@ -18,7 +18,7 @@ from osft.training.batches import (
     effective_batches,
     micro_batches,
     plan_epoch,
-    share_of_process,
+    shares_of_processes,
 )
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40).map(lambda lengths: np.array(lengths, dtype=np.int64))
@@ -77,14 +77,14 @@ def test_a_seed_gives_the_order_that_it_gave_in_earlier_releases() -> None:
 
 @given(lengths=LENGTHS, world_size=st.integers(1, 5))
 def test_the_shares_of_all_processes_are_the_whole_batch(lengths: Integers, world_size: int) -> None:
-    shares = [share_of_process(lengths, rank, world_size) for rank in range(world_size)]
+    shares = shares_of_processes(lengths, world_size)
 
     assert sorted(np.concatenate(shares).tolist()) == list(range(len(lengths)))
 
 
 @given(lengths=LENGTHS, world_size=st.integers(1, 5))
 def test_no_two_processes_are_further_apart_than_the_longest_sample(lengths: Integers, world_size: int) -> None:
-    tokens = [lengths[share_of_process(lengths, rank, world_size)].sum() for rank in range(world_size)]
+    tokens = [lengths[share].sum() for share in shares_of_processes(lengths, world_size)]
 
     assert max(tokens) - min(tokens) <= max(lengths)
 

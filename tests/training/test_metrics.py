@@ -102,3 +102,28 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match=r"metrics\.jsonl: not a metrics file of this version"):
         read_metrics(path)
+
+
+def test_a_run_that_goes_on_keeps_the_steps_before_and_drops_what_came_after_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with reporting(path, 3) as report:
+        report(make_metrics(1))
+        report(make_metrics(2))
+    # What a killed process leaves of a line.
+    with path.open("a") as file:
+        file.write('{"step":3,"loss":')
+
+    with reporting(path, 3, steps_before=1) as report:
+        report(make_metrics(2))
+
+    assert read_metrics(path) == [make_metrics(1), make_metrics(2)]
+
+
+def test_steps_before_that_the_file_lacks_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+
+    with reporting(path, 3, steps_before=2) as report:
+        report(make_metrics(3))
+
+    assert "metrics.jsonl: has 0 of the 2 steps before; the rest is lost" in caplog.text
+    assert read_metrics(path) == [make_metrics(3)]

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from osft import OSFTAlgorithm, osft
 from osft.subspace.decomposition import frozen_rank
-from osft.training.loop import TrainingResult
 from osft.training.metrics import read_metrics
+from osft.training.result import TrainingResult
 
 TARGET_SUFFIXES = ("_proj.weight",)
 
@@ -112,21 +112,6 @@ def test_micro_batches_do_not_change_what_a_step_computes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_give_the_result_of_one(
-    tiny_model: Path, processed_file: Path, tmp_path: Path, processes: int
-) -> None:
-    call = parameters(tiny_model, processed_file, tmp_path / "one", use_processed_dataset=True, num_epochs=3)
-    alone = osft(**call)
-    several = osft(**{**call, "ckpt_output_dir": str(tmp_path / "several"), "nproc_per_node": processes})
-
-    losses = [[metrics.loss for metrics in read_metrics(run.metrics_file)] for run in (alone, several)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name, weight in weights(alone.final_checkpoint).items():
-        torch.testing.assert_close(weights(several.final_checkpoint)[name], weight, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
 def test_two_nodes_meet_at_the_endpoint_and_train_together(
     tiny_model: Path, processed_file: Path, tmp_path: Path, free_port: int, run_in_background: Any
 ) -> None:
@@ -138,17 +123,6 @@ def test_two_nodes_meet_at_the_endpoint_and_train_together(
     assert other.wait(timeout=120) == 0
     alone = osft(**{**call, "nnodes": 1, "rdzv_id": None, "ckpt_output_dir": str(tmp_path / "alone")})
     assert result.final_loss == pytest.approx(alone.final_loss, rel=1e-5)
-
-
-@pytest.mark.slow
-def test_an_error_in_one_of_several_processes_is_the_error_that_one_process_raises(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"input_ids": [1, 2, 99999], "labels": [1, 2, 99999]}\n')
-
-    with pytest.raises(ValueError, match=r"bad\.jsonl, row 1: .*99999"):
-        osft(**parameters(tiny_model, bad, tmp_path / "out", use_processed_dataset=True, nproc_per_node=2))
 
 
 def test_checkpoint_at_epoch_saves_a_model_after_each_epoch(
@@ -255,9 +229,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(
         ({"max_seq_len": 12.5}, r"max_seq_len=12.5 is not a whole number"),
         ({"learning_rate": 0.0}, r"learning_rate=0.0 is not above 0"),
         ({"learning_rate": "fast"}, r"learning_rate='fast' is not a number"),
+        ({"step_timeout_minutes": 0}, r"step_timeout_minutes=0 is not above 0"),
         ({"warmup_steps": -1}, r"warmup_steps=-1 is not a whole number from 0"),
         ({"weight_decay": float("inf")}, r"weight_decay=inf is not 0 or more and finite"),
         ({"seed": 1.5}, r"seed=1.5 is not a whole number from 0 to 4294967295"),
+        ({"checkpoint_every_steps": 0}, r"checkpoint_every_steps=0 is not a whole number of at least 1"),
+        ({"checkpoint_every_minutes": -1.0}, r"checkpoint_every_minutes=-1.0 is not 0 or more and finite"),
+        ({"keep_checkpoints": 0}, r"keep_checkpoints=0 is not a whole number of at least 1"),
+        ({"resume": "maybe"}, r"resume='maybe' is not one of auto, never, must"),
         ({"checkpoint_at_epoch": "false"}, r"checkpoint_at_epoch='false' is neither True nor False"),
         ({"data_output_dir": 5}, r"data_output_dir=5 is not text"),
         ({"lr_scheduler": "reduce_lr_on_plateau"}, r"lr_scheduler='reduce_lr_on_plateau' is not one of"),
@@ -388,7 +367,7 @@ def test_a_result_of_an_earlier_run_does_not_survive_a_failing_one(
     osft(**parameters(tiny_model, messages_file, tmp_path / "out"))
 
     with pytest.raises(ValueError, match="matches no linear"):
-        osft(**parameters(tiny_model, messages_file, tmp_path / "out", target_patterns=["nothing"]))
+        osft(**parameters(tiny_model, messages_file, tmp_path / "out", target_patterns=["nothing"], resume="never"))
 
     with pytest.raises(RuntimeError, match="holds no finished training run"):
         TrainingResult.load(tmp_path / "out")

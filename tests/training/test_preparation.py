@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from osft import osft
 from osft.errors import ConfigError, MissingPathError
 from osft.subspace.decomposition import frozen_rank
-from osft.training.loop import TrainingResult
+from osft.training.result import TrainingResult
 
 # Square, wide and tall, with bias, and keys and values smaller than queries.
 CONFIG = LlamaConfig(

@@ -1,0 +1,267 @@
+"""Several processes train what one trains: the same losses, the same invariants, and no more sent than needed."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch.distributed.tensor.debug import CommDebugMode
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+from transformers.distributed import DistributedConfig
+
+from osft.config import TrainingConfig
+from osft.processes.group import process_group
+from osft.subspace.attach import merge, project_gradients, trained_weights
+from osft.subspace.decomposition import protect_leading_directions
+from osft.subspace.exchange import spread
+from osft.subspace.targets import find_targets
+from osft.training.loop import train
+from osft.training.metrics import read_metrics
+from osft.training.sharding import empty_copy, shard
+from tests.conftest import find_free_port
+
+STEPS = 20
+VOCABULARY = 64
+
+
+def make_llama() -> PreTrainedModel:
+    """No dimension but the square ones is a multiple of two or three; embeddings and head are shared."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY + 1, hidden_size=32, intermediate_size=77, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, attention_bias=True, tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def make_mixture() -> PreTrainedModel:
+    """Four experts a layer, which three processes cannot share evenly."""
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config)
+
+
+def make_gpt2() -> PreTrainedModel:
+    """Weights that lie the other way round, in modules with a computation of their own."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=24, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, initializer_range=0.2, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (make_llama, {}),
+    "mixture": (make_mixture, {"unfreeze_rank_ratio": 0.6}),
+    "gpt2": (make_gpt2, {}),
+    "everything": (make_llama, {"train_other_parameters": True, "unfreeze_rank_ratio": 0.7, "save_memory": True}),
+    "adaptive": (make_llama, {"rank_allocation": "adaptive"}),
+    "inputs": (make_llama, {"protect_inputs_of": "data.jsonl"}),
+}
+CASES_OF = {2: tuple(CASES), 3: ("llama", "mixture")}
+PAIRS = [(world_size, case) for world_size, cases in CASES_OF.items() for case in cases]
+
+
+def config_of(case: str, folder: Path, output: str) -> TrainingConfig:
+    """Two samples a step: of three processes one has nothing to do, of two one has longer ones."""
+    _, options = CASES[case]
+    if "protect_inputs_of" in options:
+        options = {**options, "protect_inputs_of": str(folder / options["protect_inputs_of"])}
+    return TrainingConfig(
+        **{
+            "model_path": str(folder / case),
+            "data_path": str(folder / "data.jsonl"),
+            "use_processed_dataset": True,
+            "ckpt_output_dir": str(folder / output / case),
+            "unfreeze_rank_ratio": 0.25,
+            "effective_batch_size": 2,
+            "max_tokens_per_gpu": 40,
+            "max_seq_len": 40,
+            "learning_rate": 5e-3,
+            "num_epochs": STEPS // 4,
+            "beta2": 0.95,
+            **options,
+        }
+    )
+
+
+def train_all(local_rank: int, world_size: int, port: int, folder: str) -> None:
+    """Run in a process of its own: train every case together with the others."""
+    os.environ.update(
+        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )  # fmt: skip
+    for case in CASES_OF[world_size]:
+        train(config_of(case, Path(folder), f"{world_size} processes"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every case was trained by one, two and three processes."""
+    folder = tmp_path_factory.mktemp("sharding")
+    generator = np.random.default_rng(0)
+    with (folder / "data.jsonl").open("wb") as file:
+        for length in (5, 17, 9, 30, 12, 7, 21, 40):
+            ids = generator.integers(3, VOCABULARY, length).tolist()
+            row = {"input_ids": ids, "labels": [-100, -100, *ids[2:]]}
+            file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    for case, (make, _) in CASES.items():
+        torch.manual_seed(0)
+        make().save_pretrained(folder / case)
+        train(config_of(case, folder, "1 processes"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(trained: Path) -> Path:
+    """The same folder, after several processes trained together as well."""
+    for world_size in CASES_OF:
+        mp.spawn(train_all, args=(world_size, find_free_port(), str(trained)), nprocs=world_size)
+    return trained
+
+
+def saved(folder: Path, world_size: int, case: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{world_size} processes" / case / "final" / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "case"), PAIRS)
+def test_several_processes_have_the_losses_of_one(together: Path, world_size: int, case: str) -> None:
+    one, several = (
+        [step.loss for step in read_metrics(together / f"{count} processes" / case / "metrics.jsonl")]
+        for count in (1, world_size)
+    )
+
+    assert len(several) == STEPS
+    assert several == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world_size", "case"), PAIRS)
+def test_several_processes_save_the_weights_of_one(together: Path, world_size: int, case: str) -> None:
+    one, several = saved(together, 1, case), saved(together, world_size, case)
+
+    assert several.keys() == one.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(several[name], weight, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", CASES_OF)
+def test_what_several_processes_save_keeps_the_protected_directions(together: Path, world_size: int) -> None:
+    before, after = load_file(together / "llama" / "model.safetensors"), saved(together, world_size, "llama")
+
+    for name, weight in before.items():
+        update = after[name] - weight
+        if not name.endswith("_proj.weight"):
+            assert torch.equal(after[name], weight)
+            continue
+        protected = protect_leading_directions(weight, 0.25)
+        assert update.norm() > 1e-3
+        assert (protected.left.float().T @ update).norm() < 1e-5 * weight.norm()
+        assert (update @ protected.right.float()).norm() < 1e-5 * weight.norm()
+
+
+def count_collectives(local_rank: int, port: int, folder: str) -> None:
+    """Run in a process of its own: write what a step sends; and train in bfloat16."""
+    os.environ.update(
+        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    ids = torch.arange(3, 43).reshape(2, 20)[local_rank : local_rank + 1]
+    counts: dict[str, dict[str, int]] = {}
+    with process_group() as processes:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "llama", dtype=torch.bfloat16, distributed_config=DistributedConfig(fsdp_size=2)
+        )
+        model = empty_copy(loaded)
+        targets = find_targets(model)
+        source = spread(lambda _, weight: protect_leading_directions(weight, 0.25), loaded, targets)
+        root = shard(model, loaded, targets, source, train_other_parameters=False)
+        # As on a GPU: blocks are computed twice, and must not be gathered more often for it.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        parameters = [parameter for parameter in root.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+        losses = []
+        for _ in range(10):
+            with CommDebugMode() as step:
+                loss = root(lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
+                loss.backward()
+            with CommDebugMode() as projection:
+                project_gradients(model)
+            with CommDebugMode() as movement:
+                optimizer.step()
+            with CommDebugMode() as merging:
+                merge(model)
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        parts = {"step": step, "projection": projection, "movement": movement, "merging": merging}
+        counts = {part: {str(op): n for op, n in mode.get_comm_counts().items()} for part, mode in parts.items()}
+        weights = [weight for _, weight in trained_weights(model)]
+        result = {
+            "counts": counts,
+            "losses": losses,
+            "dtypes": sorted({str(parameter.dtype) for parameter in root.parameters()}),
+            "core_dtypes": sorted({str(weight.core.dtype) for weight in weights}),
+            "own_rows": [weight.base.to_local().shape[0] for weight in weights],
+            "rows": [weight.base.shape[0] for weight in weights],
+            "free_left": sum(weight.left.is_free_basis for weight in weights),
+            "free_right": sum(weight.right.is_free_basis for weight in weights),
+        }
+        if processes.is_first:
+            (Path(folder) / "collectives.json").write_bytes(orjson.dumps(result))
+
+
+@pytest.fixture(scope="module")
+def collectives(trained: Path) -> dict[str, Any]:
+    mp.spawn(count_collectives, args=(find_free_port(), str(trained)), nprocs=2)
+    return orjson.loads((trained / "collectives.json").read_bytes())
+
+
+@pytest.mark.slow
+def test_forward_and_backward_send_what_fsdp_sends_and_nothing_else(collectives: dict[str, Any]) -> None:
+    sent = {op.rpartition(".")[2]: count for op, count in collectives["counts"]["step"].items()}
+
+    # Two blocks and what lies outside: gathered for both passes, the outside once; nothing outside is trained.
+    assert sent == {"_allgather_base_": 2 * 2 + 1, "_reduce_scatter_base_": 2}
+    assert collectives["counts"]["movement"] == {}
+
+
+@pytest.mark.slow
+def test_bringing_the_weights_up_to_date_sends_cores_and_bases_once(collectives: dict[str, Any]) -> None:
+    def gathered(part: str) -> int:
+        return sum(n for op, n in collectives["counts"][part].items() if "all_gather" in op)
+
+    protected_right = len(collectives["rows"]) - collectives["free_right"]
+
+    assert gathered("projection") == protected_right
+    # The bases of the columns, for their protected part or for the update, and the cores where their rows are mixed.
+    assert gathered("merging") == len(collectives["rows"]) + collectives["free_left"]
+
+
+@pytest.mark.slow
+def test_in_bfloat16_weights_are_kept_in_it_and_what_is_trained_in_float32(collectives: dict[str, Any]) -> None:
+    assert collectives["dtypes"] == ["torch.bfloat16", "torch.float32"]
+    assert collectives["core_dtypes"] == ["torch.float32"]
+    assert collectives["losses"][-1] < 0.8 * collectives["losses"][0]
+
+
+@pytest.mark.slow
+def test_each_process_keeps_its_rows_of_every_weight(collectives: dict[str, Any]) -> None:
+    assert collectives["own_rows"] == [-(-rows // 2) for rows in collectives["rows"]]
