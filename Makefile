@@ -63,7 +63,7 @@ constraints: ## Resolve all dependencies anew and rewrite constraints.txt (Pytho
 	rm -rf "$(pins)"
 	python3.11 -m venv "$(pins)"
 	"$(pins)/bin/python" -m pip install --quiet --upgrade pip setuptools
-	"$(pins)/bin/python" -m pip install --quiet torch==2.13.0 --editable ".[pipeline,remote]" --group dev
+	"$(pins)/bin/python" -m pip install --quiet torch==2.13.0 --editable ".[pipeline,remote,kubeflow]" --group dev
 	sed '/^[^#]/,$$d' constraints.txt > "$(pins)/constraints.txt"
 	"$(pins)/bin/python" -m pip freeze --all --exclude-editable \
 		| grep -viE '^(nvidia|cuda|triton|wheel)' | sed 's/+.*//' | LC_ALL=C sort -f >> "$(pins)/constraints.txt"
@@ -129,7 +129,16 @@ $(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
 	@$(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt --editable ".[pipeline]"
 	@touch "$@"
 
-$(VENV)/.installed-dev: $(VENV)/.installed-demo
+# The models of TrainJobs, one folder a version: they are one package, and no environment can hold several of it. The
+# tests hold what is sent to a cluster against each.
+TRAINER_APIS := 2.0.1 2.1.0 2.2.1 2.3.0
+
+build/trainer-api/.installed: Makefile | $(VENV)/.installed-demo
+	@for version in $(TRAINER_APIS); do \
+		$(PIP_INSTALL) --no-deps --upgrade --target "build/trainer-api/$$version" "kubeflow-trainer-api==$$version"; done
+	@touch "$@"
+
+$(VENV)/.installed-dev: $(VENV)/.installed-demo build/trainer-api/.installed
 	@echo "Installing what tests and linting need (pinned by constraints.txt)"
-	@$(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt --editable ".[pipeline,remote]" --group dev
+	@$(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt --editable ".[pipeline,remote,kubeflow]" --group dev
 	@touch "$@"
