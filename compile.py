@@ -20,12 +20,12 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from components.images import PIPELINE_IMAGE, TRAINER_IMAGE
 from osft.errors import ConfigError
+from osft.kubeflow.placement import IMAGE_VARIABLE
 from osft.workspace import DEFAULT_WORKSPACE_PATH, WORKSPACE_VARIABLE, atomic_file
 from pipelines.continual_learning import continual_learning
 
 PIPELINES: dict[str, BaseComponent] = {
-    # Training inside the step, on the step's own GPUs. The name without a suffix is for the one across nodes.
-    "osft-continual-learning-single-node": continual_learning,
+    "osft-continual-learning": continual_learning,
 }
 # An image's name, then a tag, or a digest, or both.
 PINNED_IMAGE = re.compile(r"[a-z0-9][a-z0-9_./:-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
@@ -62,10 +62,12 @@ class Deployment:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of every step: where the workspace is, and a model cache that outlives the pod."""
+        """Variables of every step: the workspace, a model cache that outlives the pod, the image of training."""
         return {
             WORKSPACE_VARIABLE: self.workspace_path,
             "HF_HOME": f"{self.workspace_path}/cache/huggingface",
+            # What the pods of a TrainJob run in, unless the run names another image.
+            IMAGE_VARIABLE: self.trainer_image,
             # In a log a redrawn bar would leave a line for each of its states.
             "TQDM_DISABLE": "1",
         }

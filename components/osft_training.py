@@ -1,4 +1,4 @@
-"""Step 5: OSFT on the tokenized rows, on the step's own GPUs."""
+"""Step 5: OSFT on the tokenized rows, on the step's own GPUs or in a TrainJob that the step creates and follows."""
 
 from kfp import dsl
 
@@ -22,12 +22,14 @@ def osft_training(
     save_memory: bool,
     use_liger: bool,
     seed: int,
+    checkpoint_every_minutes: float,
+    trainjob: str,
     processed: dsl.Input[dsl.Dataset],
     tuned: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     loss_chart: dsl.Output[dsl.HTML],
 ) -> None:
-    """Train with ``osft()`` and write the model to ``runs/<run_id>/training/final``.
+    """Train and write the model to ``runs/<run_id>/training/final``; a retried step goes on from the last checkpoint.
 
     Args:
         run_id: id of the pipeline run.
@@ -45,6 +47,8 @@ def osft_training(
         save_memory: keep what is needed once a step in the host's memory.
         use_liger: patch the model with Liger kernels.
         seed: seed of the order of the rows.
+        checkpoint_every_minutes: minutes between two checkpoints.
+        trainjob: what the step training_placement wrote; empty: train in this step.
         processed: manifest of the tokenized rows.
         tuned: manifest of the trained model.
         metrics: losses, steps, seconds.
@@ -55,8 +59,11 @@ def osft_training(
     from typing import Any
 
     from osft import osft
+    from osft.config import TrainingConfig
+    from osft.kubeflow.run import train_on_cluster
+    from osft.kubeflow.trainjob import TrainJobSettings
     from osft.logs import configure_logging
-    from osft.training.loop import TrainingResult
+    from osft.training.result import TrainingResult
     from osft.workspace import Manifest, Workspace, sha256_of_file
 
     configure_logging()
@@ -71,13 +78,19 @@ def osft_training(
         "max_seq_len": max_seq_len,
         "lr_scheduler": lr_scheduler,
         "warmup_steps": warmup_steps,
-        "target_patterns": target_patterns or None,
+        "target_patterns": tuple(target_patterns) or None,
         "protect_inputs_of": workspace.locate(protect_inputs_of) if protect_inputs_of else None,
         "save_memory": save_memory,
         "use_liger": use_liger,
         "seed": seed,
     }
-    data_path = str(workspace.directory_of(processed.path) / "train.parquet")
+    given = {
+        **parameters,
+        "data_path": str(workspace.directory_of(processed.path) / "train.parquet"),
+        "use_processed_dataset": True,
+        "decomposition_cache": str(workspace.decompositions),
+        "checkpoint_every_minutes": checkpoint_every_minutes,
+    }
     manifest = workspace.complete(
         run_id,
         "training",
@@ -86,13 +99,17 @@ def osft_training(
             "processed": Manifest.load(processed.path).fingerprint,
             "protected_text": sha256_of_file(Path(parameters["protect_inputs_of"])) if protect_inputs_of else None,
         },
-        work=lambda directory: osft(
-            **parameters,
-            data_path=data_path,
-            use_processed_dataset=True,
-            ckpt_output_dir=str(directory),
-            decomposition_cache=str(workspace.decompositions),
+        work=lambda directory: (
+            train_on_cluster(
+                TrainingConfig(**given, ckpt_output_dir=str(directory)),
+                TrainJobSettings.from_json(trainjob),
+                run_id=run_id,
+                workspace=workspace,
+            )
+            if trainjob
+            else osft(**given, ckpt_output_dir=str(directory))
         ),
+        resumable=True,
     )
     result = TrainingResult.load(workspace.resolve(manifest.path))
     for name in ("first_loss", "final_loss", "steps", "samples", "trainable_parameters", "seconds"):

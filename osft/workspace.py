@@ -254,7 +254,13 @@ class Workspace:
         return self.resolve(Manifest.load(manifest).path)
 
     def complete(
-        self, run_id: str, step: str, *, inputs: Mapping[str, Any], work: Callable[[Path], object]
+        self,
+        run_id: str,
+        step: str,
+        *,
+        inputs: Mapping[str, Any],
+        work: Callable[[Path], object],
+        resumable: bool = False,
     ) -> Manifest:
         """Return the manifest of ``runs/<run_id>/<step>``, after doing the work unless it is already done.
 
@@ -268,15 +274,17 @@ class Workspace:
             inputs: everything that determines the outcome; must be JSON. Paths of manifests are given as
                 their fingerprints.
             work: called with the folder to fill.
+            resumable: the work goes on from what an earlier, killed try left: the folder is ``<step>.partial``, the
+                same for every try, and need not be empty.
         """
         target = self.run_directory(run_id) / step
         if finished := finished_manifest(target, inputs):
             logger.info("%s is finished already with the same inputs; nothing to do", finished.path)
             return finished
-        partial = target.with_name(f"{step}.{socket.gethostname()}.partial")
-        if partial.exists():
+        partial = target.with_name(f"{step}.partial" if resumable else f"{step}.{socket.gethostname()}.partial")
+        if partial.exists() and not resumable:
             shutil.rmtree(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=resumable)
         work(partial)
         if finished := finished_manifest(target, inputs):
             logger.warning("%s was finished meanwhile by another process; this one's files are dropped", finished.path)

@@ -8,6 +8,7 @@ from components.forgetting_evaluation import forgetting_evaluation
 from components.message_processing import message_processing
 from components.message_validation import message_validation
 from components.osft_training import osft_training
+from components.training_placement import training_placement
 from pipelines.placement import give_gpus, give_resources, give_secret, give_shared_memory, mount_workspace
 from pipelines.promotion import promotion
 
@@ -45,9 +46,19 @@ def continual_learning(
     train_save_memory: bool = False,
     train_use_liger: bool = False,
     train_seed: int = 42,
+    train_checkpoint_every_minutes: float = 30.0,
     train_gpus_per_node: int = 1,
     train_cpu: str = "8",
     train_memory: str = "64Gi",
+    train_runtime: str = "",
+    train_num_nodes: int = 1,
+    train_image: str = "",
+    train_queue: str = "",
+    train_labels: dict = {},  # noqa: B006 as above
+    train_node_selector: dict = {},  # noqa: B006 as above
+    train_tolerations: list = [],  # noqa: B006 as above
+    train_env: dict = {},  # noqa: B006 as above
+    train_deadline_hours: float = 0.0,
     eval_tasks: str = "arc_easy,hellaswag",
     eval_target_tasks: str = "",
     eval_include_path: str = "",
@@ -63,7 +74,7 @@ def continual_learning(
     eval_min_target_gain: float = 0.0,
     eval_fail_run: bool = False,
     eval_seed: int = 42,
-    eval_gpus: int = 1,
+    eval_gpus: str = "1",
     promote_model_name: str = "continual-model",
     workspace_pvc: str = "osft-workspace",
 ) -> dsl.Artifact:
@@ -95,9 +106,19 @@ def continual_learning(
         train_save_memory: Keep what is needed once a step in the host's memory, and moments in bfloat16.
         train_use_liger: Use Liger's kernels.
         train_seed: Seed of the split and of the order of the rows.
-        train_gpus_per_node: GPUs of the training step.
-        train_cpu: CPUs of the training step.
-        train_memory: Memory of the training step.
+        train_checkpoint_every_minutes: Minutes between two checkpoints, from which a stopped training goes on. 0: none.
+        train_gpus_per_node: GPUs of the training step, or of each node of a TrainJob.
+        train_cpu: CPUs of the training step, or of each node.
+        train_memory: Memory of the training step, or of each node.
+        train_runtime: Runtime of Kubeflow Trainer to train with in a TrainJob, e.g. torch-distributed. Empty: the step.
+        train_num_nodes: Nodes of the TrainJob.
+        train_image: Image of its pods. Empty: the training step's.
+        train_queue: Kueue's LocalQueue of the TrainJob. Optional.
+        train_labels: Further labels of the TrainJob, e.g. {"kueue.x-k8s.io/priority-class": "high"}.
+        train_node_selector: Labels of the machines for its pods, e.g. {"nvidia.com/gpu.product": "NVIDIA-L40S"}.
+        train_tolerations: Taints that its pods tolerate, e.g. [{"key": "nvidia.com/gpu", "operator": "Exists"}].
+        train_env: Environment variables of its pods, e.g. {"NCCL_DEBUG": "INFO"}.
+        train_deadline_hours: Hours after which the TrainJob is deleted and the run fails. 0: never.
         eval_tasks: lm-eval tasks that stand for what must be kept, separated by commas.
         eval_target_tasks: lm-eval tasks of the new domain. The held-out rows are always evaluated.
         eval_include_path: Folder with lm-eval task files of your own, e.g. pvc://tasks.
@@ -113,7 +134,7 @@ def continual_learning(
         eval_min_target_gain: Smallest mean gain over the target tasks that is promoted.
         eval_fail_run: A model that does not pass fails the run. By default the run succeeds and promotes nothing.
         eval_seed: Seed of few-shot examples and confidence intervals.
-        eval_gpus: GPUs of the two evaluation steps.
+        eval_gpus: GPUs of the two evaluation steps, 0 for none.
         promote_model_name: Name under which a model that passed is published on the workspace.
         workspace_pvc: Claim of the shared volume (ReadWriteMany).
 
@@ -168,6 +189,25 @@ def continual_learning(
         processed=processing.outputs["processed"],
     )
 
+    placement = training_placement(
+        run_id=run_id,
+        runtime=train_runtime,
+        num_nodes=train_num_nodes,
+        gpus_per_node=train_gpus_per_node,
+        cpu=train_cpu,
+        memory=train_memory,
+        image=train_image,
+        queue=train_queue,
+        labels=train_labels,
+        node_selector=train_node_selector,
+        tolerations=train_tolerations,
+        env=train_env,
+        deadline_hours=train_deadline_hours,
+        hub_secret=model_hub_secret,
+        workspace_pvc=workspace_pvc,
+    )
+
+    # The placement also by name: KFP takes no step for a dependency by what its pod requests.
     training = osft_training(
         run_id=run_id,
         model=model_base,
@@ -184,8 +224,10 @@ def continual_learning(
         save_memory=train_save_memory,
         use_liger=train_use_liger,
         seed=train_seed,
+        checkpoint_every_minutes=train_checkpoint_every_minutes,
+        trainjob=placement.outputs["trainjob"],
         processed=processing.outputs["processed"],
-    ).after(baseline)
+    ).after(baseline, placement)
 
     evaluation = forgetting_evaluation(
         run_id=run_id,
@@ -221,14 +263,15 @@ def continual_learning(
 
     for task in (download, validation, processing):
         give_resources(task, cpu="2", memory="8Gi")
-    give_resources(training, cpu=train_cpu, memory=train_memory)
-    give_gpus(training, train_gpus_per_node)
+    give_resources(placement, cpu="1", memory="2Gi")
+    give_resources(training, cpu=placement.outputs["cpu"], memory=placement.outputs["memory"])
+    give_gpus(training, placement.outputs["gpus"])
     for task in (baseline, evaluation):
         give_resources(task, cpu="4", memory="32Gi")
         give_gpus(task, eval_gpus)
     for task in (baseline, training, evaluation):
         give_shared_memory(task)
-    for task in (download, validation, processing, baseline, training, evaluation):
+    for task in (download, validation, processing, baseline, placement, training, evaluation):
         mount_workspace(task, workspace_pvc)
     give_secret(download, data_s3_secret, S3_KEYS)
     for task in (download, processing, baseline, training, evaluation):

@@ -4,19 +4,22 @@ from collections.abc import Sequence
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
 from osft.workspace import DEFAULT_WORKSPACE_PATH
 
 GPU_RESOURCE = "nvidia.com/gpu"
 
 
-def give_resources(task: PipelineTask, cpu: str, memory: str) -> None:
+def give_resources(
+    task: PipelineTask, cpu: str | PipelineParameterChannel, memory: str | PipelineParameterChannel
+) -> None:
     """Request what the step is limited to, so that its pod is neither throttled nor evicted by surprise."""
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
 
 
-def give_gpus(task: PipelineTask, gpus: int) -> None:
-    """Give the step ``gpus`` NVIDIA GPUs."""
+def give_gpus(task: PipelineTask, gpus: str | PipelineParameterChannel) -> None:
+    """Give the step ``gpus`` NVIDIA GPUs; as text, since of a number KFP's driver reads nothing."""
     task.set_accelerator_type(GPU_RESOURCE).set_accelerator_limit(gpus)
 
 

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import yaml
 
 from compile import PIPELINES, Deployment, compile_pipeline, containers, find_problems, is_pinned, kubernetes_executors
+from osft.config import TrainingConfig
 from osft.errors import ConfigError
+from osft.kubeflow.trainjob import TrainJobSettings
 
 ROOT = Path(__file__).parent.parent
-NAME = "osft-continual-learning-single-node"
+NAME = "osft-continual-learning"
 STEPS = [
-    "dataset-download", "message-validation", "message-processing", "baseline-evaluation", "osft-training",
-    "forgetting-evaluation", "model-promotion",
+    "dataset-download", "message-validation", "message-processing", "baseline-evaluation", "training-placement",
+    "osft-training", "forgetting-evaluation", "model-promotion",
 ]  # fmt: skip
 
 
@@ -56,7 +59,7 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_the_file_has_the_seven_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
+def test_the_file_has_the_eight_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
     specification, _ = compiled
     compile_pipeline(PIPELINES[NAME], tmp_path / "x.yaml", Deployment())
 
@@ -70,7 +73,11 @@ def test_nothing_is_trained_before_the_base_model_is_measured(compiled: Any) -> 
 
     tasks = specification["root"]["dag"]["tasks"]
 
-    assert set(tasks["osft-training"]["dependentTasks"]) == {"baseline-evaluation", "message-processing"}
+    assert set(tasks["osft-training"]["dependentTasks"]) == {
+        "baseline-evaluation", "message-processing", "training-placement"
+    }  # fmt: skip
+    # It runs beside the first steps: what it finds wrong ends the run before anything is measured.
+    assert "dependentTasks" not in tasks["training-placement"]
     assert tasks["baseline-evaluation"]["dependentTasks"] == ["message-processing"]
     assert "baseline-evaluation" in tasks["forgetting-evaluation"]["dependentTasks"]
 
@@ -99,9 +106,46 @@ def test_both_evaluations_have_the_gpus_of_the_evaluation_and_room_for_processes
     baseline, evaluation = (dict(containers(specification))[step]["resources"] for step in steps)
     assert baseline == evaluation
     assert "eval_gpus" in baseline["accelerator"]["resourceCount"]
+    # As for the training: KFP's driver makes nothing of a number.
+    assert specification["root"]["inputDefinitions"]["parameters"]["eval_gpus"]["parameterType"] == "STRING"
     for step in steps:
         (mount,) = kubernetes_executors(platform)[step]["emptyDirMounts"]
         assert (mount["mountPath"], mount["medium"]) == ("/dev/shm", "Memory")  # noqa: S108
+
+
+def test_the_training_step_requests_what_its_placement_says(compiled: Any) -> None:
+    specification, _ = compiled
+
+    resources = dict(containers(specification))["exec-osft-training"]["resources"]
+    outputs = specification["components"]["comp-training-placement"]["outputDefinitions"]["parameters"]
+
+    assert "training-placement-gpus" in resources["accelerator"]["resourceCount"]
+    assert "training-placement-cpu" in resources["resourceCpuLimit"]
+    assert "training-placement-memory" in resources["resourceMemoryLimit"]
+    # KFP's driver reads what it puts into a pod as texts: of a number it makes nothing, and the pod gets no GPU.
+    assert {output["parameterType"] for output in outputs.values()} == {"STRING"}
+
+
+def test_a_training_is_saved_as_often_as_one_outside_the_pipeline(compiled: Any) -> None:
+    specification, _ = compiled
+    defaults = {field.name: field.default for field in fields(TrainingConfig)}
+
+    parameter = specification["root"]["inputDefinitions"]["parameters"]["train_checkpoint_every_minutes"]
+
+    assert parameter["defaultValue"] == defaults["checkpoint_every_minutes"]
+
+
+def test_the_nodes_of_a_job_are_described_as_outside_the_pipeline(compiled: Any) -> None:
+    specification, _ = compiled
+    parameters = specification["root"]["inputDefinitions"]["parameters"]
+    settings = TrainJobSettings(runtime="torch-distributed", image="a/b:1")
+
+    names = ("gpus_per_node", "cpu", "memory", "queue", "labels", "node_selector", "env", "deadline_hours")
+
+    assert {name: parameters[f"train_{name}"]["defaultValue"] for name in names} == {
+        name: getattr(settings, name) for name in names
+    }
+    assert parameters["workspace_pvc"]["defaultValue"] == settings.workspace_claim
 
 
 def test_the_model_is_promoted_only_when_it_passed(compiled: Any) -> None:
@@ -129,6 +173,7 @@ def test_images_mount_path_and_environment_are_those_of_the_deployment(tmp_path:
     assert images["exec-dataset-download"] == images["exec-model-promotion"] == "reg.example:5000/a/cpu:1.2"
     for name, container in containers(specification):
         assert {"name": "OSFT_WORKSPACE", "value": "/mnt/ws"} in container["env"]
+        assert {"name": "OSFT_TRAINER_IMAGE", "value": deployment.trainer_image} in container["env"]
         (mount,) = kubernetes_executors(platform)[name]["pvcMount"]
         assert mount["mountPath"] == "/mnt/ws"
 

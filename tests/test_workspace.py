@@ -110,6 +110,23 @@ def test_nothing_that_a_killed_attempt_left_is_published_by_the_next(workspace: 
     assert sorted(os.listdir(workspace.root / "runs/run-1/raw")) == ["manifest.json", "rows.jsonl"]
 
 
+def test_a_resumable_step_goes_on_from_what_a_killed_attempt_left(workspace: Workspace) -> None:
+    def killed(directory: Path) -> None:
+        (directory / "rows.jsonl").write_text("on")
+        raise KeyboardInterrupt
+
+    def go_on(directory: Path) -> None:
+        with (directory / "rows.jsonl").open("a") as file:
+            file.write("e\n")
+
+    with pytest.raises(KeyboardInterrupt):
+        workspace.complete("run-1", "raw", inputs={}, work=killed, resumable=True)
+    workspace.complete("run-1", "raw", inputs={}, work=go_on, resumable=True)
+
+    assert (workspace.root / "runs/run-1/raw/rows.jsonl").read_text() == "one\n"
+    assert os.listdir(workspace.root / "runs/run-1") == ["raw"]
+
+
 def test_of_two_attempts_at_once_the_first_to_finish_counts(workspace: Workspace) -> None:
     def overtaken(directory: Path) -> None:
         write_one_file(directory)

@@ -156,7 +156,7 @@ def test_a_step_may_create_follow_and_delete_trainjobs() -> None:
     (rule,) = [rule for rule in rules if "trainjobs" in rule["resources"]]
 
     assert rule["apiGroups"] == ["trainer.kubeflow.org"]
-    assert set(rule["verbs"]) == {"get", "list", "watch", "create", "delete"}
+    assert set(rule["verbs"]) == {"create", "get", "watch", "delete"}
 
 
 def test_no_right_is_a_wildcard_and_cluster_wide_rights_only_read() -> None:
