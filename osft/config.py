@@ -88,7 +88,8 @@ class TrainingConfig:
     """Train embeddings, norms, biases and head as well. They are not protected, so much is forgotten through them."""
 
     save_memory: bool = False
-    """Keep what is needed once a step in the host's memory, and AdamW's moments in bfloat16."""
+    """Keep what is needed once a step in the host's memory (in one process; of several each has a share of it on its
+    GPU), and AdamW's moments in bfloat16."""
 
     decomposition_cache: str | None = None
     """Folder that keeps decompositions by the hash of their weight, so that the next run need not compute them."""

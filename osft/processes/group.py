@@ -99,3 +99,17 @@ def sum_over_processes(tensor: Tensor, processes: Processes) -> None:
     """Add up ``tensor`` over all processes, in place. Every process must call this, with like shapes."""
     if processes.world_size > 1:
         dist.all_reduce(tensor)
+
+
+def is_true_everywhere(condition: bool, device: torch.device) -> bool:
+    """Return whether ``condition`` holds in every process of the run; every process must call this.
+
+    Args:
+        condition: of this process.
+        device: of this process.
+    """
+    if not dist.is_initialized():
+        return condition
+    agreed = torch.tensor(int(condition), device=device)
+    dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+    return bool(agreed)

@@ -6,9 +6,8 @@ bases of one weight: where singular values are equal a basis depends on the mach
 different bases would mean nothing.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -26,87 +25,121 @@ def gather(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def count_first_share(model: PreTrainedModel, targets: Sequence[Target], world_size: int) -> int:
-    """Return how many matrices the first of ``world_size`` processes decomposes."""
-    experts = [len(weight) for weight in (target_parameter(model, t) for t in targets) if weight.ndim == 3]
-    return sum(math.ceil(count / world_size) for count in (len(targets) - len(experts), *experts))
+def find_owners(model: PreTrainedModel, targets: Sequence[Target], world_size: int) -> dict[str, int]:
+    """Return which process decomposes each matrix, by its name, in the order in which they do.
+
+    Matrices in the order of their size, so that what is decomposed at the same time takes about as long; then the
+    experts of each stack, whose names end in their number.
+    """
+    weights = {target.name: target_parameter(model, target) for target in targets}
+    matrices = sorted((name for name, weight in weights.items() if weight.ndim == 2), key=lambda n: -weights[n].numel())
+    owners = {name: number % world_size for number, name in enumerate(matrices)}
+    for name, weight in weights.items():
+        if weight.ndim == 3:
+            owners |= {f"{name}[{expert}]": expert % world_size for expert in range(len(weight))}
+    return owners
 
 
-def spread(source: Source, model: PreTrainedModel, targets: Sequence[Target]) -> Source:
+def spread(
+    source: Source,
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    entered: Callable[[str], None] = lambda _: None,
+) -> Source:
     """Ask ``source`` for this process's share of the matrices, and return a source that hands out everybody's.
 
     Every process must call this, and then the result for every matrix, in the same order.
 
     Args:
         source: says what is protected of a matrix.
-        model: its weights may be spread over the processes; one of them at a time is gathered.
+        model: its weights may be spread over the processes; one of them for each process is gathered at a time.
         targets: the weights whose matrices are decomposed.
+        entered: told in every process, in one order, which matrices are decomposed next, at most one by each process.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    own: dict[str, ProtectedSubspace] = {}
-    owners: dict[str, int] = {}
+    owners = find_owners(model, targets, world_size)
     weights = {target.name: target_parameter(model, target).detach() for target in targets}
-    # In the order of their size: what is decomposed at the same time takes about as long.
-    matrices = sorted((name for name, weight in weights.items() if weight.ndim == 2), key=lambda n: -weights[n].numel())
+    matrices = [name for name in owners if name in weights]
+    own: dict[str, _Part] = {}
     for start in range(0, len(matrices), world_size):
-        owned = dict(enumerate(matrices[start : start + world_size]))
-        owners |= {name: owner for owner, name in owned.items()}
-        gathered = {owner: _if(owner == rank, gather(weights[name])) for owner, name in owned.items()}
-        if (weight := gathered.get(rank)) is not None:
-            own[owned[rank]] = _on_host(source(owned[rank], weight))
+        mine = None
+        entered(f"decomposing weight {start + 1} of {len(matrices)}")
+        for name in matrices[start : start + world_size]:
+            whole = gather(weights[name])
+            if owners[name] == rank:
+                mine = name, whole
+        if mine is not None:
+            own[mine[0]] = _Part.of(source(*mine), mine[1].dtype)
     for name in (name for name, weight in weights.items() if weight.ndim == 3):
         for expert, matrix in enumerate(gather(weights[name])):
-            owners[f"{name}[{expert}]"] = expert % world_size
-            if expert % world_size == rank:
-                own[f"{name}[{expert}]"] = _on_host(source(f"{name}[{expert}]", matrix))
+            entered(f"decomposing {name}[{expert}]")
+            if owners[f"{name}[{expert}]"] == rank:
+                own[f"{name}[{expert}]"] = _Part.of(source(f"{name}[{expert}]", matrix), matrix.dtype)
     return _Exchange(own, owners)
 
 
-def _if(wanted: bool, tensor: Tensor) -> Tensor | None:
-    """Return ``tensor`` or let go of it."""
-    return tensor if wanted else None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Side:
+    """One side of what is protected, in the form that :class:`osft.subspace.parametrization.FreeSide` keeps."""
+
+    protected_rank: int
+    is_free_basis: bool
+    basis: Tensor
+    """In the host's memory, until it is used."""
+
+    @classmethod
+    def of(cls, protected: Tensor, free: Tensor | None, dtype: torch.dtype) -> "_Side":
+        """Choose the smaller form; a basis of what is free is made once, by the owner."""
+        size, protected_rank = protected.shape
+        is_free_basis = size - protected_rank <= protected_rank
+        basis = protected
+        if is_free_basis:
+            basis = orthonormal_complement(protected) if free is None else free
+        return cls(protected_rank=protected_rank, is_free_basis=is_free_basis, basis=basis.to(dtype).cpu())
+
+    def restored(self) -> tuple[Tensor, Tensor | None]:
+        """Return protected directions and free basis; the form that is not kept has a shape and one value."""
+        if not self.is_free_basis:
+            return self.basis, None
+        return self.basis.new_zeros(()).expand(len(self.basis), self.protected_rank), self.basis
 
 
-def _on_host(protected: ProtectedSubspace) -> ProtectedSubspace:
-    """Return the directions, and the bases of what is free where they will be needed, in the host's memory."""
-    tensors = {
-        "left": protected.left,
-        "right": protected.right,
-        "free_left": _free_basis(protected.left, protected.free_left),
-        "free_right": _free_basis(protected.right, protected.free_right),
-    }
-    return ProtectedSubspace(**{name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What is protected of one matrix, as it waits and travels."""
 
+    left: _Side
+    right: _Side
 
-def _free_basis(protected: Tensor, free: Tensor | None) -> Tensor | None:
-    """Return the basis that :class:`osft.subspace.parametrization.FreeSide` will ask for, made once, by the owner."""
-    size, protected_rank = protected.shape
-    if size - protected_rank > protected_rank:
-        return None
-    return orthonormal_complement(protected).to(protected.dtype) if free is None else free
+    @classmethod
+    def of(cls, protected: ProtectedSubspace, dtype: torch.dtype) -> "_Part":
+        """Take from ``protected`` what will be used, in the dtype of the weight."""
+        return cls(
+            left=_Side.of(protected.left, protected.free_left, dtype),
+            right=_Side.of(protected.right, protected.free_right, dtype),
+        )
 
 
 class _Exchange:
     """Gives every process what the owner of a matrix found."""
 
-    def __init__(self, own: dict[str, ProtectedSubspace], owners: Mapping[str, int]) -> None:
+    def __init__(self, own: dict[str, _Part], owners: Mapping[str, int]) -> None:
         self._own = own
         self._owners = owners
 
     def __call__(self, name: str, weight: Tensor) -> ProtectedSubspace:
-        owner = self._owners[name]
-        own = _tensors(self._own.pop(name, None))
-        layouts = [{key: (tensor.shape, tensor.dtype) for key, tensor in own.items()}]
-        dist.broadcast_object_list(layouts, src=owner, device=weight.device)
-        received = {}
-        for key, (shape, dtype) in layouts[0].items():
-            tensor = own[key] if key in own else torch.empty(shape, dtype=dtype)
-            received[key] = tensor.to(weight.device).contiguous()
-            dist.broadcast(received[key], src=owner)
-        return ProtectedSubspace(**received)
+        owner, part = self._owners[name], self._own.pop(name, None)
+        left = _hand_out(part.left if part else None, owner, weight)
+        right = _hand_out(part.right if part else None, owner, weight)
+        (protected_left, free_left), (protected_right, free_right) = left.restored(), right.restored()
+        return ProtectedSubspace(left=protected_left, right=protected_right, free_left=free_left, free_right=free_right)
 
 
-def _tensors(protected: ProtectedSubspace | None) -> dict[str, Tensor]:
-    """Return what ``protected`` has, by name."""
-    values = {field.name: getattr(protected, field.name, None) for field in fields(ProtectedSubspace)}
-    return {name: tensor for name, tensor in values.items() if tensor is not None}
+def _hand_out(side: _Side | None, owner: int, weight: Tensor) -> _Side:
+    """Return the owner's ``side`` in every process, on the device of ``weight``."""
+    layout = [side and (side.protected_rank, side.is_free_basis, tuple(side.basis.shape))]
+    dist.broadcast_object_list(layout, src=owner, device=weight.device)
+    protected_rank, is_free_basis, shape = layout[0] or (0, False, (0, 0))
+    basis = weight.new_empty(shape) if side is None else side.basis.to(weight.device).contiguous()
+    dist.broadcast(basis, src=owner)
+    return _Side(protected_rank=protected_rank, is_free_basis=is_free_basis, basis=basis)

@@ -23,7 +23,7 @@ from osft.subspace.allocation import adaptive_ratios
 from osft.subspace.attach import Source
 from osft.subspace.cache import DecompositionCache
 from osft.subspace.decomposition import ProtectedSubspace, frozen_rank, protect_leading_directions
-from osft.subspace.exchange import count_first_share
+from osft.subspace.exchange import find_owners
 from osft.subspace.inputs import (
     equal_length_batches,
     input_covariances,
@@ -68,11 +68,14 @@ def choose_source(
     ratios = _choose_ratios(model, targets, config, samples)
     cache = DecompositionCache(cache_folder)
     source: Source = _WeightDirections(ratios, cache)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    owners = find_owners(model, targets, world_size)
     if config.protect_inputs_of is not None:
-        covariances = _measure_inputs(model, targets, config, ratios)
+        # A covariance is as large as a weight: each process has those of the weights that it decomposes.
+        own_targets = [target for target in targets if owners.get(target.name, rank) == rank]
+        covariances = _measure_inputs(model, own_targets, config, ratios)
         source = _InputDirections(targets, ratios, covariances, otherwise=source, join_weights=config.protect_weights)
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    return _Reporting(source, cache, total=count_first_share(model, targets, world_size))
+    return _Reporting(source, cache, total=list(owners.values()).count(rank))
 
 
 def _choose_ratios(

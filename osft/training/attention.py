@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from osft.data.samples import Sample, token_lengths
+from osft.processes.group import is_true_everywhere
 from osft.training.batches import collate
 from osft.training.loss import Logits, evaluating, find_logits, is_close, make_probe
 
@@ -59,7 +60,12 @@ def choose_forward(model: PreTrainedModel, samples: Sequence[Sample]) -> Forward
     probe = make_probe(samples)
     logits = find_logits(model, collate(probe, packed=False).to(model.device))
     longest = int(token_lengths(samples).max())
+    before = model.config.get_text_config()._attn_implementation
     reason = reason_to_pad(model, longest) or _failed_probe(model, probe, logits)
+    # Rounding decides the probe, and all must cut a batch alike.
+    if not is_true_everywhere(reason is None, model.device) and reason is None:
+        model.set_attn_implementation(before)
+        reason = "differs on packed samples in another process"
     if reason:
         logger.info("micro-batches are padded, not packed: %s %s", type(model).__name__, reason)
     return Forward(packed=reason is None, logits=logits)

@@ -34,7 +34,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.distributed import DistributedConfig
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, is_flash_attn_2_available
@@ -113,7 +123,7 @@ def load_model(model_path: str, device: torch.device, world_size: int = 1) -> Lo
         # A model that is to be trained in one process has it as it is; else transformers gives each its rows.
         placement: dict[str, Any] = {"device_map": {"": device}}
         if world_size > 1:
-            parts = _count_parts(folder, world_size)
+            parts = _count_parts(folder, stored_dtypes, world_size)
             placement = {
                 "distributed_config": DistributedConfig(fsdp_size=parts, dp_replicate_size=world_size // parts)
             }
@@ -145,19 +155,52 @@ def load_model(model_path: str, device: torch.device, world_size: int = 1) -> Lo
     return LoadedModel(model=model, stored_dtypes=stored_dtypes)
 
 
-def _count_parts(folder: Path, world_size: int) -> int:
-    """Return into how many parts transformers is to cut the weights; as many as processes, if it can.
+def _count_parts(folder: Path, stored_names: Iterable[str], world_size: int) -> int:
+    """Return into how many parts transformers is to cut the weights: as many as processes, if that goes well.
 
-    It joins experts that are stored one by one, and fails in a process that gets none of them. Then several processes
-    have the same part.
+    It rearranges some weights while it loads them, and does so to each process's rows. Where that is not the same as
+    doing it to the whole, every process has all. Experts that are stored one by one it joins, and fails in a process
+    that gets none of them; then several processes have the same part.
     """
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    stacks = {len(parameter) for parameter in empty.parameters() if parameter.ndim == 3}
+    rearranged = _rearranged_weights(empty, stored_names)
+    operations = [operation for converter in rearranged.values() for operation in converter.operations]
+    if not all(_keeps_rows(operation) for operation in operations):
+        return 1
+    stacks = {
+        len(empty.get_parameter(name))
+        for name, converter in rearranged.items()
+        if any(isinstance(operation, MergeModulelist) for operation in converter.operations)
+    }
     for parts in range(world_size, 1, -1):
         if world_size % parts == 0 and all(math.ceil(size / parts) * (parts - 1) < size for size in stacks):
             return parts
     return 1
+
+
+def _rearranged_weights(empty: PreTrainedModel, stored_names: Iterable[str]) -> dict[str, WeightConverter]:
+    """Return what transformers does to the values of the weights, by their names in the model; renaming is left out."""
+    transforms = get_model_conversion_mapping(empty)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    state = empty.state_dict()
+    rearranged = {}
+    for stored_name in stored_names:
+        name, pattern = rename_source_key(stored_name, renamings, converters, empty.base_model_prefix, state)
+        if pattern is not None and name in state:
+            rearranged[name] = by_pattern[pattern]
+    return rearranged
+
+
+def _keeps_rows(operation: ConversionOps) -> bool:
+    """Return whether an operation on some rows of a weight, or on some experts, gives those of the result."""
+    if isinstance(operation, MergeModulelist):
+        return operation.dim == 0
+    if isinstance(operation, Concatenate):
+        return operation.dim != 0
+    return isinstance(operation, Transpose) and 0 not in (operation.dim0, operation.dim1)
 
 
 def use_flash_attention(model: PreTrainedModel) -> None:

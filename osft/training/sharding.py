@@ -21,11 +21,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from osft.errors import ConfigError
 from osft.subspace.attach import Source, attach_one
 from osft.subspace.exchange import gather
 from osft.subspace.parametrization import FreeSide, SubspaceWeight
 from osft.subspace.rows import RowShardedWeight
-from osft.subspace.targets import Target
+from osft.subspace.targets import Target, target_parameter
 
 Result = TypeVar("Result")
 ROWS = (Shard(0),)
@@ -80,10 +81,18 @@ def shard(
     mesh = init_device_mesh(loaded.device.type, (dist.get_world_size(),))
     weights = dict(loaded.named_parameters(remove_duplicate=False))
     model.requires_grad_(train_other_parameters)
+    for target in targets:
+        target_parameter(model, target).requires_grad_(False)
     _take_buffers(model, loaded)
     root, waiting = Root(model), list(targets)
-    for path, module in (*_blocks(model), ("", root)):
+    for path, module in (*repeated_blocks(model), ("", root)):
         dtypes = _fill(model, path, weights)
+        if train_other_parameters and len(dtypes) > 1:
+            raise ConfigError(
+                f"train_other_parameters=True in several processes takes a model of one precision, but "
+                f"{path or 'the model'} has {', '.join(sorted(map(str, dtypes)))}. Leave it out, or train in one "
+                "process."
+            )
         for target in [target for target in waiting if target.module_name.startswith(path)]:
             waiting.remove(target)
             attach_one(model, target, protect)
@@ -91,7 +100,7 @@ def shard(
     return root
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def repeated_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield path, with a dot behind it, and module of each repeated block; none where blocks share weights."""
     lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     outermost = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]

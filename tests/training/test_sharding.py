@@ -1,6 +1,8 @@
 """Several processes train what one trains: the same losses, the same invariants, and no more sent than needed."""
 
 import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,12 @@ import numpy as np
 import orjson
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.distributed.tensor.debug import CommDebugMode
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
@@ -24,13 +28,14 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from osft.config import TrainingConfig
-from osft.processes.group import process_group
-from osft.subspace.attach import merge, project_gradients, trained_weights
-from osft.subspace.decomposition import protect_leading_directions
-from osft.subspace.exchange import spread
+from osft.processes.group import Processes, process_group
+from osft.subspace.attach import attach, merge, project_gradients, trained_weights
+from osft.subspace.decomposition import ProtectedSubspace, protect_leading_directions
+from osft.subspace.exchange import gather, spread
 from osft.subspace.targets import find_targets
 from osft.training.loop import train
 from osft.training.metrics import read_metrics
+from osft.training.model_files import load_model
 from osft.training.sharding import empty_copy, shard
 from tests.conftest import find_free_port
 
@@ -66,6 +71,16 @@ def make_gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(config)
 
 
+def make_with_joined_weights() -> PreTrainedModel:
+    """Queries, keys, values and gates are stored in one weight, which transformers cuts by rows."""
+    config = AutoConfig.for_model(
+        "hrm_text", vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=12, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+LOADED = ("llama", "mixture", "gpt2", "joined")
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (make_llama, {}),
     "mixture": (make_mixture, {"unfreeze_rank_ratio": 0.6}),
@@ -178,90 +193,133 @@ def test_what_several_processes_save_keeps_the_protected_directions(together: Pa
         assert (update @ protected.right.float()).norm() < 1e-5 * weight.norm()
 
 
-def count_collectives(local_rank: int, port: int, folder: str) -> None:
-    """Run in a process of its own: write what a step sends; and train in bfloat16."""
+def look_into_processes(local_rank: int, port: int, folder: str) -> None:
+    """Run in a process of its own: write what loading gives, what a step sends, and how bfloat16 trains."""
     os.environ.update(
         RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    ids = torch.arange(3, 43).reshape(2, 20)[local_rank : local_rank + 1]
-    counts: dict[str, dict[str, int]] = {}
     with process_group() as processes:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "llama", dtype=torch.bfloat16, distributed_config=DistributedConfig(fsdp_size=2)
-        )
-        model = empty_copy(loaded)
-        targets = find_targets(model)
-        source = spread(lambda _, weight: protect_leading_directions(weight, 0.25), loaded, targets)
-        root = shard(model, loaded, targets, source, train_other_parameters=False)
-        # As on a GPU: blocks are computed twice, and must not be gathered more often for it.
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-        parameters = [parameter for parameter in root.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=1e-2)
-        losses = []
-        for _ in range(10):
-            with CommDebugMode() as step:
-                loss = root(lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
-                loss.backward()
-            with CommDebugMode() as projection:
-                project_gradients(model)
-            with CommDebugMode() as movement:
-                optimizer.step()
-            with CommDebugMode() as merging:
-                merge(model)
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        parts = {"step": step, "projection": projection, "movement": movement, "merging": merging}
-        counts = {part: {str(op): n for op, n in mode.get_comm_counts().items()} for part, mode in parts.items()}
-        weights = [weight for _, weight in trained_weights(model)]
-        result = {
-            "counts": counts,
-            "losses": losses,
-            "dtypes": sorted({str(parameter.dtype) for parameter in root.parameters()}),
-            "core_dtypes": sorted({str(weight.core.dtype) for weight in weights}),
-            "own_rows": [weight.base.to_local().shape[0] for weight in weights],
-            "rows": [weight.base.shape[0] for weight in weights],
-            "free_left": sum(weight.left.is_free_basis for weight in weights),
-            "free_right": sum(weight.right.is_free_basis for weight in weights),
-        }
+        result = {"loaded": {name: loads_alike(Path(folder) / name, processes) for name in LOADED}}
+        result |= train_in_bfloat16(Path(folder) / "llama", local_rank)
         if processes.is_first:
-            (Path(folder) / "collectives.json").write_bytes(orjson.dumps(result))
+            (Path(folder) / "looked.json").write_bytes(orjson.dumps(result))
+
+
+def loads_alike(folder: Path, processes: Processes) -> bool:
+    """Return whether the processes together have, bit for bit, the weights that one has."""
+    together = load_model(str(folder), processes.device, 2).model
+    alone = dict(load_model(str(folder), processes.device).model.named_parameters())
+    # All are gathered, also behind one that differs: the other process takes part.
+    alike = [torch.equal(gather(weight.detach()), alone[name]) for name, weight in together.named_parameters()]
+    return all(alike)
+
+
+def train_in_bfloat16(folder: Path, local_rank: int) -> dict[str, Any]:
+    """Train each process on a row of its own; return its losses, what it sent and what it holds."""
+    ids = torch.arange(3, 43).reshape(2, 20)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, distributed_config=DistributedConfig(fsdp_size=2)
+    )
+    model = empty_copy(loaded)
+    targets = find_targets(model)
+    root = shard(model, loaded, targets, spread(protect, loaded, targets), train_other_parameters=False)
+    # As on a GPU: blocks are computed twice, and must not be gathered more often for it.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    modes = {part: CommDebugMode() for part in ("step", "projection", "movement", "merging")}
+    own = ids[local_rank : local_rank + 1]
+    losses = take_steps(model, lambda: root(lambda: loss_of(model, own)), modes)
+    alone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    attach(alone, find_targets(alone), protect)
+    losses_alone = take_steps(alone, lambda: loss_of(alone, ids[:1]) + loss_of(alone, ids[1:]), {})
+    losses_together = torch.tensor(losses)
+    dist.all_reduce(losses_together)
+    weights = [weight for _, weight in trained_weights(model)]
+    return {
+        "counts": {part: {str(op): n for op, n in mode.get_comm_counts().items()} for part, mode in modes.items()},
+        "losses": losses_together.tolist(),
+        "losses_alone": losses_alone,
+        "dtypes": sorted({str(parameter.dtype) for parameter in root.parameters()}),
+        "core_dtypes": sorted({str(weight.core.dtype) for weight in weights}),
+        "own_rows": [weight.base.to_local().shape[0] for weight in weights],
+        "rows": [weight.base.shape[0] for weight in weights],
+        "free_left": sum(weight.left.is_free_basis for weight in weights),
+        "free_right": sum(weight.right.is_free_basis for weight in weights),
+    }
+
+
+def protect(name: str, weight: torch.Tensor) -> ProtectedSubspace:
+    return protect_leading_directions(weight, 0.25)
+
+
+def loss_of(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def take_steps(
+    model: PreTrainedModel, loss_of_step: Callable[[], torch.Tensor], modes: Mapping[str, CommDebugMode]
+) -> list[float]:
+    """Take ten steps and return their losses; each mode counts what a part of the last one sends."""
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(10):
+        with modes.get("step", nullcontext()):
+            loss = loss_of_step()
+            loss.backward()
+        with modes.get("projection", nullcontext()):
+            project_gradients(model)
+        with modes.get("movement", nullcontext()):
+            optimizer.step()
+        with modes.get("merging", nullcontext()):
+            merge(model)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
 
 
 @pytest.fixture(scope="module")
-def collectives(trained: Path) -> dict[str, Any]:
-    mp.spawn(count_collectives, args=(find_free_port(), str(trained)), nprocs=2)
-    return orjson.loads((trained / "collectives.json").read_bytes())
+def looked(trained: Path) -> dict[str, Any]:
+    for name in set(LOADED) - set(CASES):
+        make_with_joined_weights().save_pretrained(trained / name)
+    mp.spawn(look_into_processes, args=(find_free_port(), str(trained)), nprocs=2)
+    return orjson.loads((trained / "looked.json").read_bytes())
 
 
 @pytest.mark.slow
-def test_forward_and_backward_send_what_fsdp_sends_and_nothing_else(collectives: dict[str, Any]) -> None:
-    sent = {op.rpartition(".")[2]: count for op, count in collectives["counts"]["step"].items()}
+@pytest.mark.parametrize("name", LOADED)
+def test_several_processes_load_the_weights_that_one_loads(looked: dict[str, Any], name: str) -> None:
+    assert looked["loaded"][name]
+
+
+@pytest.mark.slow
+def test_forward_and_backward_send_what_fsdp_sends_and_nothing_else(looked: dict[str, Any]) -> None:
+    sent = {op.rpartition(".")[2]: count for op, count in looked["counts"]["step"].items()}
 
     # Two blocks and what lies outside: gathered for both passes, the outside once; nothing outside is trained.
     assert sent == {"_allgather_base_": 2 * 2 + 1, "_reduce_scatter_base_": 2}
-    assert collectives["counts"]["movement"] == {}
+    assert looked["counts"]["movement"] == {}
 
 
 @pytest.mark.slow
-def test_bringing_the_weights_up_to_date_sends_cores_and_bases_once(collectives: dict[str, Any]) -> None:
+def test_bringing_the_weights_up_to_date_sends_cores_and_bases_once(looked: dict[str, Any]) -> None:
     def gathered(part: str) -> int:
-        return sum(n for op, n in collectives["counts"][part].items() if "all_gather" in op)
+        return sum(n for op, n in looked["counts"][part].items() if "all_gather" in op)
 
-    protected_right = len(collectives["rows"]) - collectives["free_right"]
+    protected_right = len(looked["rows"]) - looked["free_right"]
 
     assert gathered("projection") == protected_right
     # The bases of the columns, for their protected part or for the update, and the cores where their rows are mixed.
-    assert gathered("merging") == len(collectives["rows"]) + collectives["free_left"]
+    assert gathered("merging") == len(looked["rows"]) + looked["free_left"]
 
 
 @pytest.mark.slow
-def test_in_bfloat16_weights_are_kept_in_it_and_what_is_trained_in_float32(collectives: dict[str, Any]) -> None:
-    assert collectives["dtypes"] == ["torch.bfloat16", "torch.float32"]
-    assert collectives["core_dtypes"] == ["torch.float32"]
-    assert collectives["losses"][-1] < 0.8 * collectives["losses"][0]
+def test_in_bfloat16_weights_are_kept_in_it_and_what_is_trained_in_float32(looked: dict[str, Any]) -> None:
+    assert looked["dtypes"] == ["torch.bfloat16", "torch.float32"]
+    assert looked["core_dtypes"] == ["torch.float32"]
+    assert looked["losses"] == pytest.approx(looked["losses_alone"], rel=0.02)
+    assert looked["losses"][-1] < 0.8 * looked["losses"][0]
 
 
 @pytest.mark.slow
-def test_each_process_keeps_its_rows_of_every_weight(collectives: dict[str, Any]) -> None:
-    assert collectives["own_rows"] == [-(-rows // 2) for rows in collectives["rows"]]
+def test_each_process_keeps_its_rows_of_every_weight(looked: dict[str, Any]) -> None:
+    assert looked["own_rows"] == [-(-rows // 2) for rows in looked["rows"]]
