@@ -139,6 +139,9 @@ def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
         # The runner deletes this folder at the end of a run: it must never be ours.
         workspace_root=tempfile.mkdtemp(prefix="kfp-workspace-"),
     )
+    # Nobody takes a laptop away from a step: what failed here fails again.
+    for task in continual_learning.pipeline_spec.root.dag.tasks.values():
+        task.ClearField("retry_policy")
     log_file = workspace.root / LOG_NAME
     with log_file.open("w") as log, contextlib.redirect_stdout(StepLog(log, sys.stdout)), quoted_interpreter():
         try:

@@ -9,7 +9,14 @@ from components.message_processing import message_processing
 from components.message_validation import message_validation
 from components.osft_training import osft_training
 from components.training_placement import training_placement
-from pipelines.placement import give_gpus, give_resources, give_secret, give_shared_memory, mount_workspace
+from pipelines.placement import (
+    give_gpus,
+    give_resources,
+    give_secret,
+    give_shared_memory,
+    let_retry,
+    mount_workspace,
+)
 from pipelines.promotion import promotion
 
 # The names that RHOAI's S3 connections give to the keys of their secrets.
@@ -117,8 +124,8 @@ def continual_learning(
         train_labels: Further labels of the TrainJob, e.g. {"kueue.x-k8s.io/priority-class": "high"}.
         train_node_selector: Labels of the machines for its pods, e.g. {"nvidia.com/gpu.product": "NVIDIA-L40S"}.
         train_tolerations: Taints that its pods tolerate, e.g. [{"key": "nvidia.com/gpu", "operator": "Exists"}].
-        train_env: Environment variables of its pods, e.g. {"NCCL_DEBUG": "INFO"}.
-        train_deadline_hours: Hours after which the TrainJob is deleted and the run fails. 0: never.
+        train_env: Environment variables of its pods, e.g. {"NCCL_DEBUG": "INFO"}. Not for secrets: they are shown.
+        train_deadline_hours: Hours after the step's first try at which the TrainJob is deleted and it fails. 0: never.
         eval_tasks: lm-eval tasks that stand for what must be kept, separated by commas.
         eval_target_tasks: lm-eval tasks of the new domain. The held-out rows are always evaluated.
         eval_include_path: Folder with lm-eval task files of your own, e.g. pvc://tasks.
@@ -271,6 +278,7 @@ def continual_learning(
         give_gpus(task, eval_gpus)
     for task in (baseline, training, evaluation):
         give_shared_memory(task)
+    let_retry(training)
     for task in (download, validation, processing, baseline, placement, training, evaluation):
         mount_workspace(task, workspace_pvc)
     give_secret(download, data_s3_secret, S3_KEYS)

@@ -6,9 +6,13 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineParameterChannel
 
+from osft.kubeflow.trainjob import GPU_RESOURCE
 from osft.workspace import DEFAULT_WORKSPACE_PATH
 
-GPU_RESOURCE = "nvidia.com/gpu"
+# Of a step that is worth trying again by itself: its pod may be preempted, or its machine lost. A minute, and then two,
+# is what a scheduler takes to find another machine.
+RETRIES = 2
+SECONDS_BEFORE_RETRY = "60s"
 
 
 def give_resources(
@@ -16,6 +20,11 @@ def give_resources(
 ) -> None:
     """Request what the step is limited to, so that its pod is neither throttled nor evicted by surprise."""
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+
+
+def let_retry(task: PipelineTask) -> None:
+    """Have a step that has failed started again; it goes on where it was."""
+    task.set_retry(num_retries=RETRIES, backoff_duration=SECONDS_BEFORE_RETRY, backoff_factor=2.0)
 
 
 def give_gpus(task: PipelineTask, gpus: str | PipelineParameterChannel) -> None:

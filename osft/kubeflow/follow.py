@@ -15,11 +15,20 @@ from typing import Any
 
 import orjson
 
-from osft.errors import ConfigError, DataError, MissingPathError, OsftError, TrainingError
+from osft.errors import ConfigError, DataError, OsftError, TrainingError, one_line
 from osft.kubeflow.cluster import Cluster
 from osft.kubeflow.events import explain
 from osft.kubeflow.failures import first_failure
-from osft.kubeflow.pods import NodeEnd, NodeEnds, NodeLog, describe, is_running, newest_of_first_node, node_of
+from osft.kubeflow.pods import (
+    NodeEnd,
+    NodeEnds,
+    NodeLog,
+    all_nodes_run,
+    describe,
+    is_running,
+    newest_of_first_node,
+    node_of,
+)
 from osft.kubeflow.trainjob import QUEUE_LABEL, TrainJob
 
 logger = logging.getLogger(__name__)
@@ -32,8 +41,10 @@ PODS_TO_EXPLAIN = 3
 DISRUPTIONS = ("Preempted", "Evicted", "TaintManagerEviction")
 # The end of metrics.jsonl; a line has some 300 bytes.
 METRICS_TAIL_BYTES = 4096
-# What a node says when the same node would say it again: the runtime may start it again, but that would not help.
-HOPELESS = (ConfigError, DataError, MissingPathError)
+STEP_FIELDS = {"step", "total_steps", "loss"}
+# What a node says when the same node would say it again: the runtime may start it again, but that would not help. A
+# missing path is none of these: it may be a hub that is away, or a volume that shows a new file late.
+HOPELESS = (ConfigError, DataError)
 
 
 class Outcome(Enum):
@@ -57,10 +68,13 @@ class JobEnd:
     """What the job says of it, or its last state."""
 
     node_ends: tuple[NodeEnd, ...]
-    """Nodes that ended other than well, the earliest first."""
+    """Nodes that ended other than well since all of them last ran, the earliest first."""
+
+    overcome_ends: tuple[NodeEnd, ...]
+    """Those before that."""
 
     disrupted: bool
-    """Whether the cluster took a pod away: preempted, evicted, its machine drained."""
+    """Whether the cluster took a pod away since: preempted, evicted, its machine drained."""
 
     failure: OsftError | None
     """Why the node that failed first did, if it has said so: read before the job's deletion makes others fail."""
@@ -75,10 +89,11 @@ def condition(job: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
 class Follower:
     """Looks at one TrainJob, and says what is new."""
 
-    def __init__(self, cluster: Cluster, job: TrainJob, progress: "Progress") -> None:
-        """Prepare to follow ``job``, which makes ``progress``."""
+    def __init__(self, cluster: Cluster, job: TrainJob, uid: str, progress: "Progress") -> None:
+        """Prepare to follow ``job``, which is ``uid`` on the cluster and makes ``progress``."""
         self._cluster = cluster
         self._job = job
+        self._uid = uid
         self._progress = progress
         self._ends = NodeEnds(cluster)
         self._log = NodeLog(cluster)
@@ -93,7 +108,7 @@ class Follower:
         """
         while True:
             found = self._cluster.find_trainjob(self._job.name)
-            if found is None:
+            if found is None or found["metadata"]["uid"] != self._uid:
                 raise TrainingError(
                     f"TrainJob {self._job.name} is gone: somebody deleted it. Retry the step to go on from the last "
                     "checkpoint."
@@ -112,6 +127,9 @@ class Follower:
             self._pods.add(name)
             self._say(name, f"node {node_of(pod)} (pod {name}): {describe(pod)}")
             self._ends.note(pod)
+        if all_nodes_run(pods, self._job.settings.nodes):
+            self._ends.overcome_all()
+            self._pods = {pod["metadata"]["name"] for pod in pods}
         first = newest_of_first_node(pods)
         if first is None or not self._log.show_new(first):
             self._progress.show_new()
@@ -131,7 +149,7 @@ class Follower:
         events += [
             event
             for event in self._cluster.list_events("involvedObject.kind=Workload")
-            if event["involvedObject"]["name"].startswith(f"trainjob-{name}-")
+            if _object_of(event).startswith(f"trainjob-{name}-")
         ]
         for explanation in filter(None, map(explain, events)):
             # One text for all the pods that wait for the same.
@@ -159,6 +177,7 @@ class Follower:
             outcome=outcome,
             reason=reason,
             node_ends=tuple(self._ends.in_order),
+            overcome_ends=tuple(self._ends.overcome),
             disrupted=self._ends.disrupted or (outcome is Outcome.FAILED and self._has_disruption_event()),
             failure=failure,
         )
@@ -166,7 +185,13 @@ class Follower:
     def _has_disruption_event(self) -> bool:
         """Return whether a pod that was seen was taken away, for those that were gone at the next look."""
         events = self._cluster.list_events("involvedObject.kind=Pod")
-        return any(event["reason"] in DISRUPTIONS and event["involvedObject"]["name"] in self._pods for event in events)
+        return any(event.get("reason") in DISRUPTIONS and _object_of(event) in self._pods for event in events)
+
+
+def _object_of(event: Mapping[str, Any]) -> str:
+    """Return the name of what an event is about."""
+    name: str = (event.get("involvedObject") or {}).get("name") or ""
+    return name
 
 
 class Progress:
@@ -193,12 +218,16 @@ class Progress:
         logger.info("step %d of %d: loss %.4f", last["step"], last["total_steps"], last["loss"])
 
     def _read_last(self) -> dict[str, Any] | None:
-        """Return the last whole line of the file; ``None`` without one."""
-        if not self._file.is_file():
+        """Return the last whole line of the file; ``None`` without one, or if it cannot be read now."""
+        try:
+            with self._file.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - METRICS_TAIL_BYTES))
+                # The last piece is empty, or a line that is still being written.
+                lines = file.read().split(b"\n")[:-1]
+            last = orjson.loads(lines[-1]) if lines else None
+        except (OSError, orjson.JSONDecodeError) as error:
+            # No file yet; or the volume shows a part of what a node has written, or zeros after a node was lost.
+            logger.debug("%s cannot be read: %s", self._file.name, one_line(error))
             return None
-        with self._file.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - METRICS_TAIL_BYTES))
-            # The last piece is empty, or a line that is still being written.
-            lines = file.read().split(b"\n")[:-1]
-        return orjson.loads(lines[-1]) if lines else None
+        return last if isinstance(last, dict) and last.keys() >= STEP_FIELDS else None

@@ -90,31 +90,58 @@ def newest_of_first_node(pods: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]
     return of_first_node[-1] if of_first_node else None
 
 
+def all_nodes_run(pods: Iterable[Mapping[str, Any]], nodes: int) -> bool:
+    """Return whether each of the job's nodes has a pod that runs and is to stay."""
+    running = {
+        node_of(pod)
+        for pod in pods
+        if is_running(pod) and not pod["metadata"].get("deletionTimestamp") and not _is_disrupted(pod)
+    }
+    return len(running) == nodes
+
+
 class NodeEnds:
     """Collects how nodes ended, once each."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self.disrupted = False
-        """Whether the cluster took a pod away. One that it deletes is gone before it is seen to have ended."""
         self._cluster = cluster
         self._ends: dict[tuple[str, str], NodeEnd] = {}
+        self._overcome: dict[tuple[str, str], NodeEnd] = {}
+        self._disrupted: set[str] = set()
+        self._disruptions_overcome: set[str] = set()
+
+    @property
+    def disrupted(self) -> bool:
+        """Whether the cluster took a pod away. One that it deletes is gone before it is seen to have ended."""
+        return not self._disrupted <= self._disruptions_overcome
 
     @property
     def in_order(self) -> list[NodeEnd]:
-        """The ends, the earliest first."""
-        # Of one second, a node that was told to end may have been told so because of the other one.
-        return sorted(self._ends.values(), key=lambda end: (end.finished_at, end.was_told_to))
+        """The ends since all nodes last ran, the earliest first."""
+        return _sorted(self._ends.values())
+
+    @property
+    def overcome(self) -> list[NodeEnd]:
+        """The ends before that, the earliest first."""
+        return _sorted(self._overcome.values())
+
+    def overcome_all(self) -> None:
+        """Say that all nodes run: what has ended before is no reason for what comes."""
+        self._overcome |= self._ends
+        self._ends = {}
+        self._disruptions_overcome |= self._disrupted
 
     def note(self, pod: Mapping[str, Any]) -> None:
         """Take up how this pod's container ended, now or before it was started again."""
-        self.disrupted = self.disrupted or _is_disrupted(pod)
+        if _is_disrupted(pod):
+            self._disrupted.add(pod["metadata"]["uid"])
         container = _container_status(pod)
         for field, previous in (("lastState", True), ("state", False)):
             ended = (container.get(field) or {}).get("terminated")
             if not ended or not ended.get("exitCode"):
                 continue
             key = (pod["metadata"]["uid"], ended.get("containerID") or ended.get("finishedAt", ""))
-            if key not in self._ends:
+            if key not in self._ends and key not in self._overcome:
                 self._ends[key] = self._end_of(pod, ended, previous=previous)
                 logger.warning("%s", self._ends[key])
 
@@ -140,19 +167,22 @@ class NodeLog:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._uid = ""
         self._last_time = ""
         self._shown_of_last_time = 0
-        self._seen_restarts: dict[str, int] = {}
+        self._seen_restarts = 0
 
     def show_new(self, pod: Mapping[str, Any]) -> bool:
         """Log what is new in the log of ``pod``; return whether its log could be read."""
-        uid = pod["metadata"]["uid"]
+        if pod["metadata"]["uid"] != self._uid:
+            # Another pod may run on another machine, whose clock is behind.
+            self._uid, self._last_time, self._shown_of_last_time, self._seen_restarts = pod["metadata"]["uid"], "", 0, 0
         container = _container_status(pod)
         restarts = container.get("restartCount") or 0
-        if restarts > self._seen_restarts.get(uid, 0):
+        if restarts > self._seen_restarts:
             # The last words of the container that has ended since.
             self._show(self._read(pod, previous=True) or "", has_ended=True)
-        self._seen_restarts[uid] = restarts
+        self._seen_restarts = restarts
         text = self._read(pod, previous=False)
         self._show(text or "", has_ended="terminated" in (container.get("state") or {}))
         return text is not None
@@ -195,6 +225,11 @@ def comparable_time(stamp: str) -> str | None:
         return None
     seconds = datetime.fromisoformat(match["seconds"] + match["zone"]).astimezone(UTC)
     return f"{seconds:%Y-%m-%dT%H:%M:%S}.{(match['fraction'] or '').ljust(NANOSECOND_DIGITS, '0')}"
+
+
+def _sorted(ends: Iterable[NodeEnd]) -> list[NodeEnd]:
+    # Of one second, a node that was told to end may have been told so because of the other one.
+    return sorted(ends, key=lambda end: (end.finished_at, end.was_told_to))
 
 
 def _is_disrupted(pod: Mapping[str, Any]) -> bool:

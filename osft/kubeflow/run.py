@@ -1,12 +1,13 @@
 """Training as a TrainJob, from an order to a finished run: create, follow, start again after a preemption, clean up.
 
-The job's name is made of the run's id, so there is one job of a run at any time, and a step that is retried finds the
-job that it started. What the step was told is in the job's fingerprint: the same one is followed, another one, or one
-that failed, is replaced, and the new one goes on from the checkpoints of the old one.
+There is one job of a run at any time; a new one goes on from the checkpoints of the one before. A job that has ended is
+deleted whatever its end: while one that failed is there, a runtime may have its parts removed, and Trainer would then
+start them again.
 
 SIGTERM deletes the job. It means that the run was cancelled, or that the step's own pod is moved; the two cannot be
 told apart. In the second case the retried step starts a new job, which goes on from the checkpoint that the pods of the
-old one write when they are told to end. A step that is killed without SIGTERM leaves the job running.
+old one write when they are told to end. Argo leaves a step hardly a second between SIGTERM and SIGKILL, so the deletion
+comes before anything else. A step that is killed before that leaves the job running.
 """
 
 import logging
@@ -21,19 +22,12 @@ from types import FrameType
 from typing import Any
 
 from osft.config import TrainingConfig
-from osft.errors import ClusterError, PreemptedError, TrainingError
-from osft.kubeflow.cluster import CONFLICT, Cluster
-from osft.kubeflow.failures import forget_failures
-from osft.kubeflow.follow import (
-    SECONDS_BETWEEN_LOOKS,
-    Follower,
-    JobEnd,
-    Outcome,
-    Progress,
-    condition,
-)
+from osft.errors import OsftError, PreemptedError, TrainingError
+from osft.kubeflow.cluster import Cluster
+from osft.kubeflow.follow import Follower, JobEnd, Outcome, Progress
+from osft.kubeflow.lifecycle import JobOfRun, too_late
 from osft.kubeflow.pods import OUT_OF_MEMORY
-from osft.kubeflow.trainjob import API_VERSION, FINGERPRINT_ANNOTATION, TrainJob, TrainJobSettings, make_manifest
+from osft.kubeflow.trainjob import API_VERSION, TrainJob, TrainJobSettings, make_manifest
 from osft.kubeflow.versions import OverridesField, field_in_crd, field_kept
 from osft.processes.order import WorkOrder
 from osft.training.result import METRICS_NAME, RESULT_NAME
@@ -80,15 +74,14 @@ def train_on_cluster(config: TrainingConfig, settings: TrainJobSettings, *, run_
     if not is_same_order:
         # What was trained before must not pass for this one's result.
         result.unlink(missing_ok=True)
+    job_of_run = JobOfRun(cluster, job)
     with _raising_on_sigterm():
         try:
-            _train(cluster, job, Progress(config.checkpoint_directory / METRICS_NAME))
+            _train(cluster, job, job_of_run, Progress(config.checkpoint_directory / METRICS_NAME))
         except _Cancelled:
-            logger.warning("SIGTERM: deleting TrainJob %s", job.name)
-            cluster.delete_trainjob(job.name)
+            done = f"has deleted TrainJob {job.name}" if job_of_run.cancel() else "has created no TrainJob"
             raise PreemptedError(
-                f"this step was stopped by SIGTERM and has deleted TrainJob {job.name}. A retry of it goes on from the "
-                "last checkpoint."
+                f"this step was stopped by SIGTERM and {done}. A retry of it goes on from the last checkpoint."
             ) from None
 
 
@@ -101,11 +94,7 @@ def check_cluster(settings: TrainJobSettings, *, run_id: str, workspace: Workspa
     """
     job = _make_job(settings, run_id=run_id, workspace=workspace)
     cluster = Cluster()
-    try:
-        cluster.try_trainjob(_make_manifest(cluster, job))
-    except ClusterError as error:
-        if error.status != CONFLICT:
-            raise
+    cluster.check_trainjob(_make_manifest(cluster, job))
     logger.info("a TrainJob of runtime %s can be created in namespace %s", settings.runtime, cluster.namespace)
 
 
@@ -128,31 +117,49 @@ def _make_job(settings: TrainJobSettings, *, run_id: str, workspace: Workspace) 
 
 
 def _save_order(order: WorkOrder, path: Path) -> bool:
-    """Write the order and return whether it is the one that was there."""
-    earlier = path.read_bytes() if path.is_file() else None
-    order.save(path)
-    return path.read_bytes() == earlier
+    """Write the order unless it is the one that is there, and return whether it is.
+
+    So the file's time is that of the first try of the step: :func:`_deadline`.
+    """
+    new = path.with_suffix(".new")
+    order.save(new)
+    if path.is_file() and path.read_bytes() == new.read_bytes():
+        new.unlink()
+        return True
+    new.replace(path)
+    return False
 
 
-def _train(cluster: Cluster, job: TrainJob, progress: Progress) -> None:
-    """Create or find the job, follow it, and start it again for as long as only preemptions end it."""
+def _deadline(job: TrainJob) -> float:
+    """Return the monotonic time at which the training is given up: the retries of a step have one deadline together."""
     hours = job.settings.deadline_hours
-    deadline = time.monotonic() + hours * SECONDS_PER_HOUR if hours else float("inf")
+    if not hours:
+        return float("inf")
+    seconds_since_start = time.time() - job.order_file.stat().st_mtime
+    return time.monotonic() + hours * SECONDS_PER_HOUR - seconds_since_start
+
+
+def _train(cluster: Cluster, job: TrainJob, job_of_run: JobOfRun, progress: Progress) -> None:
+    """Create or find the job, follow it, and start it again for as long as only preemptions end it."""
+    deadline = _deadline(job)
     manifest = _make_manifest(cluster, job)
     restarts_without_progress, best_step = 0, progress.read_step()
     while True:
-        _find_or_create(cluster, job, manifest, deadline)
-        end = Follower(cluster, job, progress).follow(deadline)
+        uid = job_of_run.find_or_create(manifest, deadline)
+        end = Follower(cluster, job, uid, progress).follow(deadline)
         if end.outcome is Outcome.COMPLETE:
             logger.info("TrainJob %s has succeeded", job.name)
-            cluster.delete_trainjob(job.name)
+            job_of_run.delete()
             return
         step = progress.read_step()
         restarts_without_progress = 0 if step > best_step else restarts_without_progress + 1
         best_step = max(best_step, step)
         if not _is_preempted(end) or restarts_without_progress >= MAX_RESTARTS_WITHOUT_PROGRESS:
-            _raise_end(cluster, job, end)
+            _log_ends(end)
+            job_of_run.delete()
+            raise _error_of(job, end)
         logger.warning("TrainJob %s was preempted at step %d; starting it again", job.name, step)
+        job_of_run.delete()
 
 
 def _make_manifest(cluster: Cluster, job: TrainJob) -> dict[str, Any]:
@@ -169,53 +176,6 @@ def _make_manifest(cluster: Cluster, job: TrainJob) -> dict[str, Any]:
     return make_manifest(job, kind, field)
 
 
-def _find_or_create(cluster: Cluster, job: TrainJob, manifest: Mapping[str, Any], deadline: float) -> None:
-    """Leave the run's job there: the one that is, if it is the same and has not failed, else a new one."""
-    is_told = False
-    while time.monotonic() < deadline:
-        found = cluster.find_trainjob(job.name)
-        if found is None:
-            forget_failures(job.order_file)
-            if _create(cluster, job, manifest):
-                return
-        elif found["metadata"].get("deletionTimestamp"):
-            if not is_told:
-                logger.info("waiting for the pods of the earlier TrainJob %s to end", job.name)
-                is_told = True
-            cluster.wait_for_change(found, SECONDS_BETWEEN_LOOKS)
-        elif _fingerprint(found) == _fingerprint(manifest) and not condition(found, "Failed"):
-            logger.info("following TrainJob %s, which this run has started already", job.name)
-            return
-        else:
-            logger.info("replacing TrainJob %s, which has failed or was told something else", job.name)
-            cluster.delete_trainjob(job.name)
-    raise TrainingError(
-        f"the earlier TrainJob {job.name} is still there after {job.settings.deadline_hours:g} h "
-        "(train_deadline_hours). Delete it, or raise the deadline."
-    )
-
-
-def _create(cluster: Cluster, job: TrainJob, manifest: Mapping[str, Any]) -> bool:
-    """Create the job; return ``False`` if there is one of its name by now."""
-    settings = job.settings
-    try:
-        cluster.create_trainjob(manifest)
-    except ClusterError as error:
-        if error.status == CONFLICT:
-            return False
-        raise
-    logger.info(
-        "created TrainJob %s: %d nodes with %d GPUs each, runtime %s",
-        job.name, settings.nodes, settings.gpus_per_node, settings.runtime,
-    )  # fmt: skip
-    return True
-
-
-def _fingerprint(manifest: Mapping[str, Any]) -> str | None:
-    fingerprint: str | None = (manifest["metadata"].get("annotations") or {}).get(FINGERPRINT_ANNOTATION)
-    return fingerprint
-
-
 def _is_preempted(end: JobEnd) -> bool:
     """Return whether the job failed only because the cluster took pods away."""
     if end.outcome is not Outcome.FAILED or any(one.reason == OUT_OF_MEMORY for one in end.node_ends):
@@ -226,26 +186,28 @@ def _is_preempted(end: JobEnd) -> bool:
     return end.node_ends[0].was_told_to if end.node_ends else isinstance(end.failure, PreemptedError)
 
 
-def _raise_end(cluster: Cluster, job: TrainJob, end: JobEnd) -> None:
-    """Raise why the job has not succeeded, after logging how its nodes ended."""
-    for node_end in end.node_ends:
+def _log_ends(end: JobEnd) -> None:
+    """Log how the nodes ended: with the job its pods and their logs go."""
+    ends = end.node_ends or end.overcome_ends
+    for node_end in ends:
         logger.error("%s", node_end)
-    if end.node_ends:
-        first = end.node_ends[0]
-        logger.error("the last lines of node %d:\n%s", first.node, "\n".join(first.last_lines))
-    if end.outcome is not Outcome.FAILED:
-        cluster.delete_trainjob(job.name)
+    if ends:
+        logger.error("the last lines of node %d:\n%s", ends[0].node, "\n".join(ends[0].last_lines))
+
+
+def _error_of(job: TrainJob, end: JobEnd) -> OsftError:
+    """Return why the job has not succeeded."""
     if end.outcome is Outcome.TOO_LATE:
-        raise TrainingError(
-            f"TrainJob {job.name} has not ended within train_deadline_hours={job.settings.deadline_hours:g} and was "
-            f"deleted; its last state: {end.reason}. Raise the deadline; the next run goes on from the last checkpoint."
-        )
-    if end.failure:
-        raise end.failure
-    ends = "; ".join(map(str, end.node_ends)) or "no node said why"
-    memory = any(one.reason == OUT_OF_MEMORY for one in end.node_ends)
-    mend = f"Raise train_memory={job.settings.memory}" if memory else f"See oc describe trainjob {job.name}"
-    raise TrainingError(f"TrainJob {job.name} failed ({end.reason}): {ends}. {mend}.")
+        return TrainingError(too_late(job, end.reason))
+    ends = end.node_ends or end.overcome_ends
+    # Before what a node said: of one that is out of memory the others only say that they have lost it.
+    is_out_of_memory = any(one.reason == OUT_OF_MEMORY for one in ends)
+    if end.failure and not is_out_of_memory:
+        return end.failure
+    mend = f"Raise train_memory={job.settings.memory}" if is_out_of_memory else "See the lines above"
+    return TrainingError(
+        f"TrainJob {job.name} failed ({end.reason}): {'; '.join(map(str, ends)) or 'no node said why'}. {mend}."
+    )
 
 
 @contextmanager

@@ -74,7 +74,7 @@ class TrainJobSettings:
     """Tolerations as Kubernetes writes them, e.g. ``{"key": "nvidia.com/gpu", "operator": "Exists"}``."""
 
     env: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables of the training pods."""
+    """Environment variables of the training pods. They can be read in the TrainJob: no place for secrets."""
 
     hub_secret: str = ""
     """Secret with ``HF_TOKEN``, taken where it exists; empty: none."""
@@ -167,7 +167,7 @@ def make_manifest(job: TrainJob, runtime_kind: str, overrides_field: OverridesFi
         "runtimeRef": {"apiGroup": API_GROUP, "kind": runtime_kind, "name": settings.runtime},
         "trainer": {
             "image": settings.image,
-            "command": ["python", "-m", NODE_MODULE, str(job.order_file)],
+            "command": ["python", "-m", NODE_MODULE, str(job.order_file), str(settings.nodes)],
             "numNodes": settings.nodes,
             "numProcPerNode": settings.processes_per_node,
             "resourcesPerNode": _resources(settings),
@@ -182,16 +182,21 @@ def make_manifest(job: TrainJob, runtime_kind: str, overrides_field: OverridesFi
         "metadata": {
             "name": job.name,
             "labels": labels,
-            "annotations": {FINGERPRINT_ANNOTATION: _fingerprint(job, spec, labels), RUN_ANNOTATION: job.run_id},
+            "annotations": {FINGERPRINT_ANNOTATION: _fingerprint(job), RUN_ANNOTATION: job.run_id},
         },
         "spec": spec,
     }
 
 
-def _fingerprint(job: TrainJob, spec: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """Return one sha256 over all that tells two jobs of one run apart, the order that they read included."""
-    told = orjson.dumps({"spec": spec, "labels": labels}, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(told + job.order_sha256.encode()).hexdigest()
+def _fingerprint(job: TrainJob) -> str:
+    """Return one sha256 over what this run was told, the order that its nodes read included.
+
+    What the manifest has from the cluster is left out: a job that was created before Trainer was updated is still the
+    same one. So is the deadline, which the step keeps itself.
+    """
+    settings = {name: value for name, value in asdict(job.settings).items() if name != "deadline_hours"}
+    told = {"settings": settings, "order": job.order_sha256, "inherited_env": job.inherited_env}
+    return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _resources(settings: TrainJobSettings) -> dict[str, dict[str, str]]:
@@ -234,6 +239,9 @@ def _pod_spec(job: TrainJob) -> dict[str, Any]:
 
 
 def _require_texts(name: str, value: object) -> None:
-    is_text = isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
-    if not is_text:
-        raise ConfigError(f'{name}={value!r} is not a JSON object from names to texts. Quote its values: "1", "true".')
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is of type {type(value).__name__}, not a JSON object from names to texts.")
+    # Only names and types: a value may be a secret, and this is a log.
+    wrong = [f"{key} ({type(text).__name__})" for key, text in value.items() if not isinstance(text, str)]
+    if wrong:
+        raise ConfigError(f'{name} has values that are no texts: {", ".join(wrong)}. Quote them: "1", "true".')

@@ -4,10 +4,12 @@ The pods run shell scripts in the place of a training, which takes seconds to st
 """
 
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from osft.config import TrainingConfig
-from osft.errors import ClusterError, ConfigError, DataError, TrainingError
+from osft.errors import ClusterError, ConfigError, DataError, PreemptedError, TrainingError
 from osft.kubeflow.run import train_on_cluster
 from osft.kubeflow.trainjob import TrainJobSettings, name_of_run
 from osft.workspace import Workspace
@@ -37,6 +39,7 @@ HANG = "echo hanging; exec sleep 60"
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the job every second, not every five."""
     monkeypatch.setattr("osft.kubeflow.follow.SECONDS_BETWEEN_LOOKS", 1)
+    monkeypatch.setattr("osft.kubeflow.lifecycle.SECONDS_BETWEEN_LOOKS", 0.2)
 
 
 @pytest.fixture
@@ -196,7 +199,14 @@ def test_a_node_out_of_memory_says_so(
 ) -> None:
     service.cluster.set_runtime(backoff_limit=0, restart_policy="Never")
 
-    training = in_background.submit(train, workspace, HANG)
+    # What the node says of it is not what happened.
+    failure = workspace.run_directory(RUN) / "trainjob" / "node-0" / "failure.json"
+    said = '{"kind": "TrainingError", "message": "process 0 ended with exit code -9"}'
+
+    training = in_background.submit(
+        train, workspace, f"mkdir -p {failure.parent}; echo '{said}' > {failure}; touch {workspace.root}/up; {HANG}"
+    )
+    service.wait_for((workspace.root / "up").exists)
     service.running_pod().exhaust_memory()
 
     with pytest.raises(TrainingError, match="exit code 137, OOMKilled.* Raise train_memory=64Gi"):
@@ -237,10 +247,41 @@ def test_a_job_that_failed_by_preemption_is_started_again(
     assert [len(controller.pods) for controller in service.cluster.played] == [1, 1]
 
 
+def test_a_failure_that_was_overcome_is_no_reason_for_what_comes_hours_later(
+    service: Service, workspace: Workspace, in_background: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "osft")
+    service.cluster.set_runtime(backoff_limit=1, restart_policy="OnFailure")
+    done = workspace.root / "done"
+
+    training = in_background.submit(train, workspace, f"until [ -e {done} ]; do sleep 0.1; done")
+    service.running_pod().exhaust_memory()
+    service.wait_for(lambda: message_with(caplog, r"Running \(restarted 1 times\)"))
+    service.pod().preempt()
+    service.wait_for(lambda: training.done() or len(service.cluster.played) == 2)
+    done.touch()
+    training.result(timeout=60)
+
+    assert message_with(caplog, "exit code 137, OOMKilled")
+    assert len(service.cluster.played) == 2
+
+
+def test_a_path_that_was_missing_for_a_while_does_not_end_the_job(service: Service, workspace: Workspace) -> None:
+    folder = workspace.run_directory(RUN) / "trainjob" / "node-0"
+    said = '{"kind": "MissingPathError", "message": "the hub is away"}'
+    leave = f"echo '{said}' > {folder}/failure.json"
+
+    train(workspace, f"mkdir {folder} || exit 0; {leave}; exit 1")
+
+    assert len(service.cluster.played) == 1
+
+
 def test_a_deadline_ends_the_job_and_the_step(service: Service, workspace: Workspace) -> None:
     service.cluster.faults.obstacle = Obstacle.NO_GPU
 
-    with pytest.raises(TrainingError, match="train_deadline_hours=0.000[0-9]+ and was deleted.*Raise the deadline"):
+    with pytest.raises(
+        TrainingError, match="train_deadline_hours=0.000[0-9]+ of the step's first try .*Raise the deadline"
+    ):
         train(workspace, "true", deadline_hours=2 / 3600)
 
     service.wait_for(lambda: not service.cluster.store.has("trainjobs", "science", NAME))
@@ -320,7 +361,7 @@ def test_without_the_right_to_read_the_crd_the_pods_see_the_workspace_all_the_sa
 
 STEP = """
 import logging, sys
-from tests.kubeflow.test_faults import HANG, train
+from tests.kubeflow.test_faults import train
 from osft.workspace import Workspace
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
@@ -334,16 +375,44 @@ def start_step(workspace: Workspace, script: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=Path(__file__).parents[2], text=True, stderr=subprocess.PIPE)
 
 
-def test_sigterm_deletes_the_job(service: Service, workspace: Workspace) -> None:
-    with start_step(workspace, HANG) as step:
-        service.running_pod()
-        step.send_signal(signal.SIGTERM)
-        _, said = step.communicate(timeout=60)
+def terminate_when(service: Service, what: Callable[[], object]) -> float:
+    """Send SIGTERM to this process, whose main thread is the step, as soon as ``what`` holds; return when."""
+    service.wait_for(what)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return time.monotonic()
 
-    assert step.returncode != 0
-    assert f"stopped by SIGTERM and has deleted TrainJob {NAME}" in said
+
+def test_sigterm_deletes_the_job_at_once_also_when_the_server_is_failing(
+    service: Service, workspace: Workspace, in_background: ThreadPoolExecutor
+) -> None:
+    service.cluster.faults.answer(503, times=8, verb="delete")
+
+    terminating = in_background.submit(terminate_when, service, lambda: service.running_pod())
+    with pytest.raises(PreemptedError, match=f"stopped by SIGTERM and has deleted TrainJob {NAME}"):
+        train(workspace, HANG)
+    seconds = time.monotonic() - terminating.result()
+
+    # With the pauses of other requests it would have taken most of a minute.
+    assert seconds < 8
+    assert service.cluster.faults.remaining() == []
     service.wait_for(lambda: not service.cluster.store.has("trainjobs", "science", NAME))
-    assert service.pod().status == {}
+    assert service.wait_for(lambda: not service.pod().status)
+
+
+def test_sigterm_deletes_also_a_job_whose_creation_is_on_its_way(
+    service: Service, workspace: Workspace, in_background: ThreadPoolExecutor
+) -> None:
+    service.cluster.faults.delay_seconds = 0.2
+
+    terminating = in_background.submit(
+        terminate_when, service, lambda: "create" in [verb for verb, _ in service.cluster.requests]
+    )
+    with pytest.raises(PreemptedError, match=f"stopped by SIGTERM and has deleted TrainJob {NAME}"):
+        train(workspace, HANG)
+    terminating.result()
+
+    assert len(service.cluster.played) == 1
+    service.wait_for(lambda: not service.cluster.store.has("trainjobs", "science", NAME))
 
 
 def test_a_retried_step_follows_the_job_that_it_has_started(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from osft.errors import DataError, PreemptedError, TrainingError
-from osft.kubeflow.failures import first_failure, forget_failures, leave_failure
+from osft.kubeflow.failures import first_failure, forget_failure, forget_failures, leave_failure
 from osft.kubeflow.follow import Progress
 
 
@@ -27,6 +27,38 @@ def test_progress_is_the_last_whole_line_of_the_metrics(tmp_path: Path, caplog: 
 
     assert caplog.messages == ["step 3 of 9: loss 0.5000"]
     assert progress.read_step() == 3
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 40 + b"\n", b'{"step": 4, "to\n', b"4\n", b'{"step": 4}\n'])
+def test_metrics_that_the_volume_shows_in_part_are_no_progress(tmp_path: Path, tail: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    write_steps(file, 1, 2, 3)
+    with file.open("ab") as metrics:
+        metrics.write(tail)
+
+    progress = Progress(file)
+    progress.show_new()
+
+    assert progress.read_step() == 0
+
+
+@pytest.mark.parametrize("text", ["", '{"kind": "DataEr', "\0\0", '{"kind": "Strange", "message": ""}'])
+def test_a_failure_that_the_volume_shows_in_part_is_none_yet(tmp_path: Path, text: str) -> None:
+    order_file = tmp_path / "order.json"
+    leave_failure(order_file, 0, TrainingError("no memory"))
+    (tmp_path / "node-0" / "failure.json").write_text(text)
+
+    assert first_failure(order_file) is None
+
+
+def test_a_node_that_is_started_again_takes_its_failure_back(tmp_path: Path) -> None:
+    order_file = tmp_path / "order.json"
+    for rank in (0, 1):
+        leave_failure(order_file, rank, TrainingError(f"node {rank}"))
+
+    forget_failure(order_file, 0)
+
+    assert str(first_failure(order_file)) == "node 1"
 
 
 def test_steps_of_an_earlier_job_are_no_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -132,7 +132,7 @@ def test_nodes_processes_resources_and_environment_are_those_of_the_settings() -
     amounts = {"cpu": "16", "memory": "128Gi", "nvidia.com/gpu": "4"}
     assert (trainer["image"], trainer["numNodes"], trainer["numProcPerNode"]) == ("quay.io/a/trainer:1", 2, 4)
     assert trainer["resourcesPerNode"] == {"requests": amounts, "limits": amounts}
-    assert trainer["command"] == ["python", "-m", "osft.kubeflow.node", "/workspace/runs/r/trainjob/order.json"]
+    assert trainer["command"] == ["python", "-m", "osft.kubeflow.node", "/workspace/runs/r/trainjob/order.json", "2"]
     assert trainer["env"] == [
         {"name": "NCCL_DEBUG", "value": "INFO"},
         {"name": "OSFT_WORKSPACE", "value": "/workspace"},
@@ -176,6 +176,13 @@ def test_another_setting_makes_another_fingerprint(change: dict[str, Any]) -> No
 
     assert first == same
     assert first[FINGERPRINT_ANNOTATION] != other[FINGERPRINT_ANNOTATION]
+
+
+def test_a_job_that_was_created_before_trainer_was_updated_is_the_same_one() -> None:
+    before = make_manifest(make_job(), "ClusterTrainingRuntime", OverridesField.POD_TEMPLATE_OVERRIDES)
+    after = make_manifest(make_job(deadline_hours=8.0), "TrainingRuntime", OverridesField.RUNTIME_PATCHES)
+
+    assert before["metadata"]["annotations"] == after["metadata"]["annotations"]
 
 
 def test_another_order_makes_another_fingerprint() -> None:
@@ -232,8 +239,8 @@ def test_run_ids_that_look_alike_as_names_give_different_jobs() -> None:
         ({"memory": "64 GB"}, "train_memory='64 GB' is not a quantity of Kubernetes"),
         ({"deadline_hours": -1.0}, "train_deadline_hours=-1.0 is not 0 or more"),
         ({"deadline_hours": float("nan")}, "train_deadline_hours=nan is not 0 or more"),
-        ({"env": {"NCCL_DEBUG": 1}}, "train_env={'NCCL_DEBUG': 1} is not a JSON object from names to texts"),
-        ({"labels": ["a"]}, "train_labels=.* is not a JSON object from names to texts"),
+        ({"env": {"A": "secret", "B": 1}}, r"train_env has values that are no texts: B \(int\). Quote them"),
+        ({"labels": ["a"]}, "train_labels is of type list, not a JSON object from names to texts"),
         ({"tolerations": ("gpu",)}, r"train_tolerations=\['gpu'\] is not a list of JSON objects"),
     ],
 )

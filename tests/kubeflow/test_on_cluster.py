@@ -134,7 +134,7 @@ def test_a_pod_that_is_preempted_loses_nothing(
     service: Service, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(service.kubeconfig))
-    config = training(workspace, tmp_path / "alone", num_epochs=40)
+    config = training(workspace, tmp_path / "alone", num_epochs=12)
     osft(**asdict(config))
     on_workspace = replace(config, ckpt_output_dir=str(workspace.root / "training"))
     settings = replace(TWO_NODES, nodes=1)

@@ -4,7 +4,20 @@ from typing import Any
 
 import pytest
 
-from osft.kubeflow.pods import NodeEnd, comparable_time, describe, is_running, newest_of_first_node, node_of
+from osft.kubeflow.cluster import Cluster
+from osft.kubeflow.pods import (
+    NodeEnd,
+    NodeEnds,
+    NodeLog,
+    all_nodes_run,
+    comparable_time,
+    describe,
+    is_running,
+    newest_of_first_node,
+    node_of,
+)
+from tests.kubeflow.api_server.examples import shell_job
+from tests.kubeflow.api_server.service import Service
 
 
 def make_pod(state: dict[str, Any] | None = None, *, phase: str = "Pending", index: int = 0, **status: Any) -> Any:
@@ -62,6 +75,52 @@ def test_the_first_nodes_newest_pod_is_followed() -> None:
     assert newest_of_first_node(pods) is pods[2]
     assert newest_of_first_node(pods[1:2]) is None
     assert node_of(pods[3]) == 10
+
+
+def test_nodes_run_when_each_has_a_pod_that_runs_and_is_to_stay() -> None:
+    first, second, going = (make_pod({"running": {}}, phase="Running", index=index) for index in (0, 1, 1))
+    going["metadata"]["deletionTimestamp"] = "2026-11-22T12:00:00Z"
+
+    assert all_nodes_run([first, second], 2)
+    assert not all_nodes_run([first, first], 2)
+    assert not all_nodes_run([first, going], 2)
+
+
+def test_an_end_that_was_overcome_is_told_apart_from_one_that_counts(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(service.kubeconfig))
+    ends = NodeEnds(Cluster())
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "containerID": "a"}}
+    failed = {"terminated": {"exitCode": 1, "containerID": "b"}}
+    disrupted = make_pod(killed)
+    disrupted["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True"}]
+
+    ends.note(disrupted)
+    ends.overcome_all()
+    ends.note(make_pod(failed, lastState=killed))
+
+    assert [end.exit_code for end in ends.in_order] == [1]
+    assert [end.exit_code for end in ends.overcome] == [137]
+    assert not ends.disrupted
+
+
+def test_a_pod_whose_machine_is_behind_shows_its_log_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(service.kubeconfig))
+    caplog.set_level("INFO", "osft")
+    service.create(shell_job("echo words; exec sleep 60"))
+    pod = service.running_pod()
+    service.wait_for(lambda: pod.logs[0].lines)
+    ahead, now = (pod.node.store.get("pods", "science", pod.name) for _ in range(2))
+    ahead["metadata"]["uid"] = "of-the-pod-before"
+    log = NodeLog(Cluster())
+
+    for one in (ahead, now):
+        log.show_new(one)
+
+    assert caplog.messages.count("node 0: words") == 2
 
 
 def test_times_of_the_kubelet_compare_as_texts_whatever_their_digits_and_zone() -> None:

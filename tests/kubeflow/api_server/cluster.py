@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.kubeflow.api_server import schema
 from tests.kubeflow.api_server.containers import Log
-from tests.kubeflow.api_server.errors import ApiError, denied, invalid, strict_decoding
+from tests.kubeflow.api_server.errors import ApiError, denied, invalid, other_uid, strict_decoding
 from tests.kubeflow.api_server.events import Recorder
 from tests.kubeflow.api_server.faults import Faults
 from tests.kubeflow.api_server.jobs import JobController
@@ -102,9 +102,14 @@ class Cluster:
         controller.start()
         return created
 
-    def delete_job(self, namespace: str, name: str, policy: str) -> Object:
-        """Delete a TrainJob; its pods go after it, or before it with the policy ``Foreground``."""
+    def delete_job(self, namespace: str, name: str, policy: str, *, uid: str = "") -> Object:
+        """Delete a TrainJob, this very one if ``uid`` says so.
+
+        Its pods go after it, or before it with the policy ``Foreground``.
+        """
         job = self.store.get("trainjobs", namespace, name)
+        if uid not in ("", job["metadata"]["uid"]):
+            raise other_uid("trainjobs", name, uid, job["metadata"]["uid"])
         controller = self.controllers.pop((namespace, name), None)
         if policy == "Foreground":
             self.store.update("trainjobs", namespace, name, _mark_deleted)

@@ -51,6 +51,13 @@ def already_exists(resource: str, name: str) -> ApiError:
     return ApiError(409, "AlreadyExists", f'{full_name(resource)} "{name}" already exists', details)
 
 
+def other_uid(resource: str, name: str, asked: str, found: str) -> ApiError:
+    """409: a precondition does not hold."""
+    message = f'Operation cannot be fulfilled on {full_name(resource)} "{name}": Precondition failed: UID in '
+    message += f"precondition: {asked}, UID in object meta: {found}"
+    return ApiError(409, "Conflict", message, {"name": name, "group": GROUPS.get(resource, ""), "kind": resource})
+
+
 def expired(version: int, oldest: int) -> ApiError:
     """410: a watch asks for changes that are forgotten."""
     return ApiError(410, "Expired", f"too old resource version: {version} ({oldest})")

@@ -7,7 +7,15 @@ from typing import Any
 
 from tests.kubeflow.api_server.errors import ApiError
 
-REASONS = {429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable", 504: "Timeout"}
+REASONS = {
+    401: "Unauthorized",
+    403: "Forbidden",
+    409: "Conflict",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+    504: "Timeout",
+}
 
 
 class Obstacle(Enum):
@@ -40,6 +48,8 @@ class Faults:
     """The next watches hang up after so many events."""
     log_bytes: list[int] = field(default_factory=list)
     """The next answers with a log hang up after so many bytes."""
+    handshakes: list[int] = field(default_factory=list)
+    """The next connections hang up in the TLS handshake, after so many bytes of what the client says."""
     delay_seconds: float = 0.0
     """Every answer waits so long."""
     without_right: set[str] = field(default_factory=set)
@@ -70,7 +80,7 @@ class Faults:
         raise error
 
     def next_of(self, what: str) -> int | None:
-        """Take the next limit of ``watch_lines`` or ``log_bytes``."""
+        """Take the next limit of ``watch_lines``, ``log_bytes`` or ``handshakes``."""
         with self._lock:
             limits: list[int] = getattr(self, what)
             return limits.pop(0) if limits else None
@@ -82,4 +92,4 @@ class Faults:
 
     def remaining(self) -> list[Any]:
         """Return the faults that have not happened yet."""
-        return [*self.watch_lines, *self.log_bytes, *(rule for rule in self.rules if rule.times)]
+        return [*self.watch_lines, *self.log_bytes, *self.handshakes, *(rule for rule in self.rules if rule.times)]

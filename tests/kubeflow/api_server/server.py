@@ -138,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(201, cluster.create_job(request.namespace, body, is_dry=is_dry, is_strict=is_strict))
         elif request.verb == "delete":
             policy = body.get("propagationPolicy") or request.query.get("propagationPolicy") or "Background"
-            self._send(200, cluster.delete_job(request.namespace, request.name, policy))
+            uid = body.get("preconditions", {}).get("uid", "")
+            self._send(200, cluster.delete_job(request.namespace, request.name, policy, uid=uid))
 
     def _list(self, request: Request) -> Object:
         store = self.server.cluster.store
@@ -272,6 +273,10 @@ class ApiServer(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Shake hands on the connection's own thread, where a slow client keeps nobody waiting."""
+        if (limit := self.cluster.faults.next_of("handshakes")) is not None:
+            request.recv(limit)
+            self.cluster.faults.note("handshake cut")
+            return
         try:
             secured = self.cluster.tls.wrap_socket(request, server_side=True)
         except (OSError, ssl.SSLError):
