@@ -44,7 +44,7 @@ def osft_training(
         warmup_steps: steps of linear warm-up.
         target_patterns: regular expressions over module names; empty: all of attention and MLP.
         protect_inputs_of: text that is protected by what it puts into every layer; empty: the weights' directions are.
-        save_memory: keep what is needed once a step in the host's memory.
+        save_memory: moments in bfloat16, and in one process what is needed once a step in the host's memory.
         use_liger: patch the model with Liger kernels.
         seed: seed of the order of the rows.
         checkpoint_every_minutes: minutes between two checkpoints.

@@ -110,7 +110,7 @@ def continual_learning(
         train_warmup_steps: Steps of linear warm-up.
         train_target_patterns: Regular expressions over module names. Empty trains all of attention and MLP.
         train_protect_inputs_of: Text (JSONL on the volume): protect what it puts into every layer, in place of outputs.
-        train_save_memory: Keep what is needed once a step in the host's memory, and moments in bfloat16.
+        train_save_memory: Keep moments in bfloat16, and in one process what is needed once a step in the host's memory.
         train_use_liger: Use Liger's kernels.
         train_seed: Seed of the split and of the order of the rows.
         train_checkpoint_every_minutes: Minutes between two checkpoints, from which a stopped training goes on. 0: none.

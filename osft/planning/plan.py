@@ -1,9 +1,10 @@
-"""Whether a run fits a GPU, from the model's configuration alone, and what to change if it does not.
+"""Whether a run fits its GPUs, from the model's configuration alone, and what to change if it does not.
 
-The numbers come from :mod:`osft.planning.simulation`. Left out, and covered by :data:`RESERVED_GIB`: what CUDA, its
-libraries' work space and the gaps of PyTorch's allocator take. Liger's kernels take less than what is counted. Every
-weight is planned with its own leading directions protected at one ratio: what ``protect_inputs_of`` and adaptive ranks
-take beyond that is not in the numbers.
+The numbers come from :mod:`osft.planning.simulation`, of one of several processes from
+:mod:`osft.planning.spread_run`. Left out, and covered by :data:`RESERVED_GIB`: what CUDA, its libraries' work space and
+the gaps of PyTorch's allocator take. Liger's kernels take less than what is counted. Every weight is planned with its
+own leading directions protected at one ratio: what ``protect_inputs_of`` and adaptive ranks take beyond that is not in
+the numbers.
 """
 
 import logging
@@ -20,7 +21,9 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConf
 from osft.config import MAX_BETA_IN_BFLOAT16, TrainingConfig
 from osft.errors import ConfigError, MissingPathError, TrainingError, one_line
 from osft.planning.decomposition_time import estimate_seconds
-from osft.planning.simulation import Simulation, simulate
+from osft.planning.simulation import Simulation, Traffic, simulate
+from osft.planning.spread_run import simulate_share
+from osft.processes.torchrun import count_local_processes
 from osft.training.model_files import read_dtypes
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ CARDS_GIB = {
 NOT_READ = "not read"
 # Fewer tokens than this leave a GPU idle.
 MIN_USEFUL_TOKENS = 512
+# How many times as many GPUs are tried where a run does not fit.
+MORE_GPUS = (2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +47,9 @@ class MemoryPlan:
     """What one process of a run takes."""
 
     on_gpu: bool
+    world_size: int
+    """Processes of the run, each with a GPU of its own if there are any."""
+
     parts_gib: Mapping[str, float]
     """Memory on the device by part, at the moment that takes most."""
 
@@ -56,6 +64,9 @@ class MemoryPlan:
 
     capacity_gib: float | None
     """What the card has; ``None`` if none was named and none is at hand."""
+
+    traffic: Traffic | None = None
+    """What each of several processes receives; ``None`` of one alone."""
 
     decomposition_seconds: float | None = None
     """About how long the decomposition takes on this machine; ``None`` if it was not asked for."""
@@ -81,7 +92,9 @@ class MemoryPlan:
     @property
     def verdict(self) -> str:
         """The plan in a sentence."""
-        needed = f"{self.total_gib:.1f} GiB on each {'GPU' if self.on_gpu else 'CPU process'}"
+        count = f"of {self.world_size} " if self.world_size > 1 else ""
+        kind = "GPU" if self.on_gpu else "CPU process"
+        needed = f"{self.total_gib:.1f} GiB on each {f'{count}{kind}s' if count else kind}"
         if self.fits is None:
             return f"Needs {needed}."
         card = f"the card's {self.capacity_gib:.1f} GiB (of which {RESERVED_GIB:.1f} for CUDA itself)"
@@ -123,12 +136,18 @@ def config_to_plan(
 
 
 def plan_training(
-    config: TrainingConfig, *, on_gpu: bool, capacity_gib: float | None = None, with_time: bool = False
+    config: TrainingConfig,
+    *,
+    on_gpu: bool,
+    world_size: int = 1,
+    capacity_gib: float | None = None,
+    with_time: bool = False,
 ) -> MemoryPlan:
-    """Predict what a run takes; its data and the model's weights are not read.
+    """Predict what each process of a run takes; its data and the model's weights are not read.
 
     Args:
         config: the run. ``model_path`` may also be a ``config.json``.
+        world_size: processes of the run, on all nodes.
         on_gpu: plan for a GPU, otherwise for a CPU.
         capacity_gib: what the card has.
         with_time: also estimate the time of the decomposition, with a small one on this machine (a second or two).
@@ -139,8 +158,8 @@ def plan_training(
         TrainingError: if the code of this family of models cannot run without values.
     """
     model_config = load_model_config(config.model_path)
-    simulation = _simulate(model_config, config, on_gpu=on_gpu)
-    plan = _as_plan(simulation, on_gpu=on_gpu, capacity_gib=capacity_gib)
+    simulation = _simulate(model_config, config, world_size, on_gpu=on_gpu)
+    plan = _as_plan(simulation, world_size, on_gpu=on_gpu, capacity_gib=capacity_gib)
     if plan.fits is False:
         plan = replace(plan, mend=_find_mend(model_config, config, plan))
     if with_time:
@@ -151,18 +170,26 @@ def plan_training(
 
 
 def require_memory(config: TrainingConfig) -> None:
-    """Refuse a run that cannot fit the GPU at hand; without a GPU, or where nothing can be said, do nothing.
+    """Refuse a run that cannot fit the GPUs at hand; without a GPU, or where nothing can be said, do nothing.
+
+    The other nodes are taken to be as this one.
 
     Raises:
         ConfigError: with the numbers and what to change.
     """
-    capacity_gib = memory_at_hand_gib(config.nproc_per_node)
+    processes_here = count_local_processes(config)
+    capacity_gib = memory_at_hand_gib(processes_here)
     if capacity_gib is None:
         return
     # No micro-batch is larger than the effective batch.
     most_tokens = min(config.max_tokens_per_gpu, config.effective_batch_size * config.max_seq_len)
     try:
-        plan = plan_training(replace(config, max_tokens_per_gpu=most_tokens), on_gpu=True, capacity_gib=capacity_gib)
+        plan = plan_training(
+            replace(config, max_tokens_per_gpu=most_tokens),
+            on_gpu=True,
+            world_size=config.nnodes * processes_here,
+            capacity_gib=capacity_gib,
+        )
     except TrainingError as error:
         logger.warning("%s", error)
         return
@@ -221,14 +248,16 @@ def load_model_config(model_path: str) -> PretrainedConfig:
     return config
 
 
-def _simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: bool) -> Simulation:
+def _simulate(model_config: PretrainedConfig, config: TrainingConfig, world_size: int, *, on_gpu: bool) -> Simulation:
     if type(model_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(
             f"model '{config.model_path}' is not a causal language model: transformers has none for "
             f"{type(model_config).__name__}."
         )
     try:
-        return simulate(model_config, config, on_gpu=on_gpu)
+        if world_size == 1:
+            return simulate(model_config, config, on_gpu=on_gpu)
+        return simulate_share(model_config, config, world_size, on_gpu=on_gpu)
     except ConfigError:
         raise
     # Everything: it is the code of many families, run without values. A plan that fails must not end a run.
@@ -238,29 +267,42 @@ def _simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu:
         ) from error
 
 
-def _as_plan(simulation: Simulation, *, on_gpu: bool, capacity_gib: float | None) -> MemoryPlan:
+def _as_plan(simulation: Simulation, world_size: int, *, on_gpu: bool, capacity_gib: float | None) -> MemoryPlan:
     totals = {phase: sum(parts.values()) for phase, parts in simulation.peaks.items()}
     parts = simulation.peaks[max(totals, key=lambda phase: totals[phase])]
     return MemoryPlan(
         on_gpu=on_gpu,
+        world_size=world_size,
         parts_gib={part: size / BYTES_PER_GIB for part, size in parts.items() if size > 0},
         peaks_gib={phase: size / BYTES_PER_GIB for phase, size in totals.items()},
         host_gib=simulation.host_bytes / BYTES_PER_GIB,
         trained_values=simulation.trained_values,
         capacity_gib=capacity_gib,
+        traffic=simulation.traffic,
     )
 
 
 def _find_mend(model_config: PretrainedConfig, config: TrainingConfig, plan: MemoryPlan) -> str:
-    """Say which change makes it fit, the one that costs least first."""
+    """Say which change makes it fit, the one that costs least first, and how many GPUs would without a change."""
+
+    def plan_anew(config: TrainingConfig, world_size: int) -> MemoryPlan:
+        simulation = _simulate(model_config, config, world_size, on_gpu=plan.on_gpu)
+        return _as_plan(simulation, world_size, on_gpu=plan.on_gpu, capacity_gib=plan.capacity_gib)
+
+    mends = []
     for changed in _smaller_runs(config):
-        simulation = _simulate(model_config, changed, on_gpu=plan.on_gpu)
-        smaller = _as_plan(simulation, on_gpu=plan.on_gpu, capacity_gib=plan.capacity_gib)
+        smaller = plan_anew(changed, plan.world_size)
         if smaller.fits:
-            return f"With {_describe_changes(config, changed)} it needs {smaller.total_gib:.1f} GiB."
-    return (
-        "Neither save_memory=True, nor fewer tokens, nor a smaller ratio is enough: take a larger card or a smaller "
-        "model. More GPUs do not help, each holds the whole model."
+            mends.append(f"With {_describe_changes(config, changed)} it needs {smaller.total_gib:.1f} GiB.")
+            break
+    for factor in MORE_GPUS if config.parametrization == "linear" else ():
+        spread = plan_anew(config, factor * plan.world_size)
+        if spread.fits:
+            mends.append(f"On {spread.world_size} GPUs it needs {spread.total_gib:.1f} GiB on each.")
+            break
+    return " ".join(mends) or (
+        f"Neither save_memory=True, nor fewer tokens, nor a smaller ratio, nor {MORE_GPUS[-1]} times as many GPUs is "
+        "enough: take a larger card or a smaller model."
     )
 
 

@@ -4,6 +4,7 @@ A step is taken as it is in the middle of a run: gradients of earlier micro-batc
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,12 +40,27 @@ MOMENTS = "AdamW's moments"
 ACTIVATIONS = "activations"
 LOGITS = "logits"
 TEMPORARIES = "temporaries"
-PARTS = (WEIGHTS, MERGED, BASES, TRAINED, GRADIENTS, MOMENTS, ACTIVATIONS, LOGITS, TEMPORARIES)
+GATHERED = "gathered from all processes"
+PARTS = (WEIGHTS, MERGED, BASES, TRAINED, GRADIENTS, MOMENTS, ACTIVATIONS, LOGITS, TEMPORARIES, GATHERED)
 
 LOADING = "loading"
 DECOMPOSITION = "decomposition"
 MICRO_BATCH = "forward and backward"
 OPTIMIZER = "optimizer and merge"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """What one of several processes receives from the others, in bytes; it sends as much."""
+
+    gathered_bytes: int
+    """Weights, of one micro-batch: each block forward and backward, the rest once."""
+
+    reduced_bytes: int
+    """Gradients, of one micro-batch."""
+
+    bytes_per_step: int
+    """What the end of a step takes besides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +71,17 @@ class Simulation:
     """Bytes on the device by part, at the peak of each phase."""
 
     host_bytes: int
-    """What lies in the host's memory besides, with ``save_memory`` on a GPU."""
+    """What lies in the host's memory besides: with ``save_memory`` on a GPU, or, of several processes, its own
+    decompositions before they are handed out."""
 
     trained_values: int
     """Values that AdamW moves."""
 
     decomposed: tuple[tuple[int, int], ...]
-    """``(rows, columns)`` of every matrix that is decomposed."""
+    """``(rows, columns)`` of every matrix that this process decomposes."""
+
+    traffic: Traffic | None = None
+    """``None`` of a process alone."""
 
 
 def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: bool) -> Simulation:
@@ -80,7 +100,7 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
     decomposed: list[tuple[int, int]] = []
     with AssumedValues(), tracker:
         with tracker.phase(LOADING, WEIGHTS), torch.device("meta"):
-            model = _make_model(model_config, on_gpu=on_gpu)
+            model = make_model(model_config, on_gpu=on_gpu)
         with tracker.phase(DECOMPOSITION, TEMPORARIES):
             _attach(model, config, decomposed, on_gpu=on_gpu)
         _assign_parts(model, tracker)
@@ -88,10 +108,16 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
             masters = MasterParameters(p for p in model.parameters() if p.requires_grad)
             tracker.assign(TRAINED, masters.parameters)
             optimizer = make_optimizer(masters.parameters, config)
-            _fill_gradients(masters.parameters, tracker)
+            fill_gradients(masters.parameters, tracker)
             optimizer.step()
-            tracker.assign(MOMENTS, _state_tensors(optimizer))
-        _take_step(model, config, masters, optimizer, tracker, on_gpu=on_gpu)
+            tracker.assign(MOMENTS, state_tensors(optimizer))
+        run_micro_batch(model, config, tracker, nullcontext(), on_gpu=on_gpu)
+        with tracker.phase(OPTIMIZER, TEMPORARIES):
+            project_gradients(model)
+            tracker.assign(GRADIENTS, (p.grad for p in masters.parameters if p.grad is not None))
+            move_weights(masters.parameters, optimizer)
+            masters.write_back()
+            merge(model)
     return Simulation(
         peaks=tracker.peaks,
         host_bytes=sum(buffer.nbytes for _, buffer in model.named_buffers() if not buffer.is_meta),
@@ -100,7 +126,8 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
     )
 
 
-def _make_model(model_config: PretrainedConfig, *, on_gpu: bool) -> PreTrainedModel:
+def make_model(model_config: PretrainedConfig, *, on_gpu: bool) -> PreTrainedModel:
+    """Return the model as it is trained, on the default device."""
     stored_in_bfloat16 = getattr(model_config, "dtype", None) == torch.bfloat16
     dtype = torch.bfloat16 if on_gpu and stored_in_bfloat16 else torch.float32
     model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=dtype)
@@ -134,40 +161,41 @@ def _assign_parts(model: nn.Module, tracker: AllocationTracker) -> None:
     tracker.assign(TRAINED, (parameter for parameter in model.parameters() if parameter.requires_grad))
 
 
-def _fill_gradients(parameters: list[nn.Parameter], tracker: AllocationTracker) -> None:
+def fill_gradients(parameters: list[nn.Parameter], tracker: AllocationTracker) -> None:
+    """Give ``parameters`` the gradients of earlier micro-batches."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
         tracker.assign(GRADIENTS, [parameter.grad])
 
 
-def _state_tensors(optimizer: Optimizer) -> list[Tensor]:
+def state_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Return what ``optimizer`` remembers of its parameters."""
     return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
 
 
-def _take_step(
+def run_micro_batch(
     model: PreTrainedModel,
     config: TrainingConfig,
-    masters: MasterParameters,
-    optimizer: Optimizer,
     tracker: AllocationTracker,
+    with_weights: AbstractContextManager[None],
     *,
     on_gpu: bool,
 ) -> None:
-    """Take the last micro-batch of a step, move the weights."""
+    """Take the last micro-batch of a step, forward and backward ``with_weights``."""
     tracker.parts_by_width[model.config.get_text_config().vocab_size] = LOGITS
     with tracker.phase(MICRO_BATCH, ACTIVATIONS):
         batch, logits = _prepare_forward(model, config, on_gpu=on_gpu)
-        loss = summed_loss(model, batch, logits)
-    with tracker.phase(MICRO_BATCH, TEMPORARIES):
-        loss.backward()
-    with tracker.phase(OPTIMIZER, TEMPORARIES):
-        project_gradients(model)
-        tracker.assign(GRADIENTS, (p.grad for p in masters.parameters if p.grad is not None))
-        nn.utils.clip_grad_norm_(masters.parameters, MAX_GRADIENT_NORM)
-        optimizer.step()
-        masters.write_back()
-        optimizer.zero_grad()
-        merge(model)
+        with with_weights:
+            loss = summed_loss(model, batch, logits)
+            with tracker.phase(MICRO_BATCH, TEMPORARIES):
+                loss.backward()
+
+
+def move_weights(parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
+    """Move ``parameters`` and let go of their gradients."""
+    nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _prepare_forward(model: PreTrainedModel, config: TrainingConfig, *, on_gpu: bool) -> tuple[MicroBatch, Any]:

@@ -3,16 +3,16 @@
 from rich.console import Group
 from rich.table import Table
 
-from osft.planning.plan import MemoryPlan
-from osft.planning.simulation import PARTS
+from osft.planning.plan import BYTES_PER_GIB, MemoryPlan
+from osft.planning.simulation import GATHERED, PARTS, Traffic
 
 
-def render_plan(plan: MemoryPlan, *, num_gpus: int = 1) -> Group:
-    """Return the table of ``plan``, with what follows from it, on ``num_gpus``, below."""
-    table = Table(title="Memory of one process", title_justify="left")
+def render_plan(plan: MemoryPlan) -> Group:
+    """Return the table of ``plan``, with what follows from it below."""
+    table = Table(title=_title(plan), title_justify="left")
     table.add_column(f"at its peak: {plan.peak_phase}")
     table.add_column("GiB", justify="right")
-    for part in PARTS:
+    for part in (part for part in PARTS if part != GATHERED or plan.world_size > 1):
         table.add_row(part, f"{plan.parts_gib.get(part, 0.0):.2f}")
     table.add_section()
     table.add_row("total", f"{plan.total_gib:.2f}")
@@ -23,13 +23,30 @@ def render_plan(plan: MemoryPlan, *, num_gpus: int = 1) -> Group:
         table.add_row("in the host's memory", f"{plan.host_gib:.2f}")
     if plan.capacity_gib is not None:
         table.add_row("the card", f"{plan.capacity_gib:.2f}")
-    return Group(table, *_lines(plan, num_gpus))
+    return Group(table, *_lines(plan))
 
 
-def _lines(plan: MemoryPlan, num_gpus: int) -> list[str]:
+def _title(plan: MemoryPlan) -> str:
+    if plan.world_size == 1:
+        return "Memory of one process"
+    return f"Memory of each of {plan.world_size} {'GPUs' if plan.on_gpu else 'processes'}"
+
+
+def _lines(plan: MemoryPlan) -> list[str]:
     lines = [plan.verdict, f"{plan.trained_values:,} values are trained."]
     if plan.decomposition_seconds is not None:
-        lines.append(f"The decomposition takes about {plan.decomposition_seconds:,.0f} s on this machine.")
-    if num_gpus > 1:
-        lines.append(f"Each of the {num_gpus} GPUs takes as much: more of them make a step faster, not smaller.")
+        each = " of each process" if plan.world_size > 1 else ""
+        lines.append(f"The decomposition{each} takes about {plan.decomposition_seconds:,.0f} s on this machine.")
+    if plan.traffic is not None:
+        lines.append(_describe_traffic(plan.traffic))
     return lines
+
+
+def _describe_traffic(traffic: Traffic) -> str:
+    gathered, reduced, at_end = (
+        size / BYTES_PER_GIB for size in (traffic.gathered_bytes, traffic.reduced_bytes, traffic.bytes_per_step)
+    )
+    return (
+        f"Each receives {gathered:.1f} GiB of weights and {reduced:.1f} GiB of gradients a micro-batch, and "
+        f"{at_end:.1f} GiB at the end of a step."
+    )

@@ -56,6 +56,25 @@ class AllocationTracker(TorchDispatchMode):
                 self._bytes_by_part[part] += num_bytes
                 self._live[key] = (part, num_bytes)
 
+    def hide(self, tensors: Iterable[Tensor]) -> None:
+        """Count ``tensors`` as nothing from now on: this process does not hold them."""
+        self._set_size(tensors, None, is_there=False)
+
+    def show(self, part: str, tensors: Iterable[Tensor]) -> None:
+        """Count ``tensors``, which were hidden, as ``part`` from now on."""
+        self._set_size(tensors, part, is_there=True)
+        self._note_peak()
+
+    def _set_size(self, tensors: Iterable[Tensor], part: str | None, *, is_there: bool) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._live:
+                old_part, old_bytes = self._live[storage._cdata]
+                part, num_bytes = part or old_part, storage.nbytes() if is_there else 0
+                self._bytes_by_part[old_part] -= old_bytes
+                self._bytes_by_part[part] += num_bytes
+                self._live[storage._cdata] = (part, num_bytes)
+
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -16,12 +16,13 @@ from osft.planning import plan as planning
 from osft.planning.plan import (
     BYTES_PER_GIB,
     RESERVED_GIB,
+    MemoryPlan,
     config_to_plan,
     plan_training,
     read_gpu_memory,
     require_memory,
 )
-from osft.planning.simulation import MERGED, MOMENTS, TRAINED, WEIGHTS
+from osft.planning.simulation import GATHERED, MERGED, MOMENTS, TRAINED, WEIGHTS
 from osft.planning.table import render_plan
 from osft.subspace.attach import attach
 from osft.subspace.decomposition import protect_leading_directions
@@ -121,10 +122,19 @@ def test_fewer_tokens_are_the_mend_where_saving_is_not_enough(model_folder: Path
     assert "With max_tokens_per_gpu=2048, max_seq_len=2048 it needs" in plan.mend
 
 
+def test_more_gpus_are_a_mend_where_they_help(model_folder: Path) -> None:
+    config = make_config(model_folder, save_memory=True)
+    needed = plan_training(config, on_gpu=True, world_size=4).total_gib
+
+    plan = plan_training(config, on_gpu=True, world_size=2, capacity_gib=1.001 * needed + RESERVED_GIB)
+
+    assert f"On 4 GPUs it needs {needed:.1f} GiB on each." in plan.verdict
+
+
 def test_a_plan_that_nothing_mends_says_so(model_folder: Path) -> None:
     plan = plan_training(make_config(model_folder), on_gpu=True, capacity_gib=RESERVED_GIB)
 
-    assert "take a larger card or a smaller model. More GPUs do not help" in plan.verdict
+    assert "nor 8 times as many GPUs is enough: take a larger card or a smaller model" in plan.verdict
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_numbers(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +148,19 @@ def test_a_run_that_fits_is_not_refused(model_folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: 80.0)
 
     require_memory(make_config(model_folder))
+
+
+def test_a_run_that_fits_only_on_all_of_its_gpus_is_not_refused(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = {"nproc_per_node": 2, "nnodes": 2, "rdzv_id": 1, "rdzv_endpoint": "localhost:1"}
+    config = make_config(model_folder, max_tokens_per_gpu=16, **nodes)
+    on_four, on_one = (plan_training(config, on_gpu=True, world_size=count).total_gib for count in (4, 1))
+    monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: 1.01 * on_four + RESERVED_GIB)
+
+    require_memory(config)
+
+    assert on_four < 0.7 * on_one
 
 
 def test_a_micro_batch_is_planned_no_larger_than_the_effective_batch(
@@ -207,16 +230,26 @@ def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
 
 def test_the_table_shows_every_part_the_card_and_the_time(model_folder: Path) -> None:
     plan = plan_training(make_config(model_folder), on_gpu=True, capacity_gib=45.0, with_time=True)
-    console = Console(width=120, record=True, file=StringIO())
 
-    console.print(render_plan(plan, num_gpus=4))
+    text = printed(plan)
 
-    text = console.export_text()
-    sentences = (
-        "Fits: needs",
-        "values are trained",
-        "The decomposition takes about",
-        "Each of the 4 GPUs takes as much",
-    )
+    sentences = ("Memory of one process", "Fits: needs", "values are trained", "The decomposition takes about")
     for expected in (*plan.parts_gib, "the card", *sentences):
         assert expected in text
+    assert GATHERED not in text
+
+
+def test_the_table_of_several_gpus_says_what_each_gathers_and_receives(model_folder: Path) -> None:
+    plan = plan_training(make_config(model_folder), on_gpu=True, world_size=4, capacity_gib=45.0)
+
+    text = printed(plan)
+
+    sentences = ("Memory of each of 4 GPUs", "on each of 4 GPUs, within", "Each receives 0.0 GiB of weights and")
+    for expected in (GATHERED, "in the host's memory", *sentences):
+        assert expected in text
+
+
+def printed(plan: MemoryPlan) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(render_plan(plan))
+    return console.export_text()
