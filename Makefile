@@ -30,8 +30,8 @@ help: ## List the targets
 demo: $(VENV)/.installed-demo ## Run the whole pipeline here on the embedded model and data (no GPU, no cluster)
 	@"$(VENV_PYTHON)" run_local.py --demo
 
-# Each process begins with half of the files, and takes over from the other what is left.
-IN_PARALLEL := --numprocesses 2 --dist worksteal
+# A file's tests stay in one process, where its models are made once. The order is that of tests/conftest.py.
+IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run every test, the slow ones too

@@ -126,6 +126,15 @@ def test_the_training_step_requests_what_its_placement_says(compiled: Any) -> No
     assert {output["parameterType"] for output in outputs.values()} == {"STRING"}
 
 
+def test_a_training_whose_step_is_lost_is_tried_again(compiled: Any) -> None:
+    specification, _ = compiled
+
+    policy = specification["root"]["dag"]["tasks"]["osft-training"]["retryPolicy"]
+
+    assert policy["maxRetryCount"] == 2
+    assert policy["backoffDuration"] == "60s"
+
+
 def test_a_training_is_saved_as_often_as_one_outside_the_pipeline(compiled: Any) -> None:
     specification, _ = compiled
     defaults = {field.name: field.default for field in fields(TrainingConfig)}

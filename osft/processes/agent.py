@@ -5,6 +5,11 @@ python -m osft.processes.agent ORDER.json
 It is torch's elastic agent, called through its API, which says which worker ended how; the command line of torchrun
 only prints it, and takes options from PET_* variables that are not for it. It is a process of its own, because the
 agent replaces signal handlers and environment variables, which are the caller's.
+
+SIGTERM ends this process at once until it has workers: while torch is imported, and while the nodes meet, which takes
+minutes where a pod still pulls its image, and which no handler of Python's could end. Then the first one ends the
+workers, which save before they go. Any other is ignored: it would take them from their saving, and supervisors that
+signal every process they know, besides the one that passes it on, are common.
 """
 
 import logging
@@ -15,8 +20,9 @@ import threading
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -34,6 +40,10 @@ AGENT_FOLDER = "agent"
 # From SIGTERM to SIGKILL of the workers. The agent's own 30 s are what a pod has at least; a pod that was given more
 # has more, and whoever gave it ends everything afterwards.
 SHUTDOWN_SECONDS = 600
+# Those that the elastic agent is to have handlers for.
+OTHER_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
+# How a worker ends that was told to.
+TOLD_TO = (-signal.SIGTERM, PREEMPTED_EXIT_CODE)
 # Signals that say what went wrong.
 SIGNAL_HINTS = {
     signal.SIGKILL: "killed: is the machine out of memory?",
@@ -60,6 +70,20 @@ def main() -> None:
         sys.exit(PREEMPTED_EXIT_CODE if error.sigval == signal.SIGTERM else 1)
 
 
+class _AboutToStart(DefaultLogsSpecs):
+    """Where the workers' logs go, which the elastic agent asks for as its last act before it starts them."""
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        signal.signal(signal.SIGTERM, _stop_once)
+        return super().reify(envs)
+
+
+def _stop_once(number: int, frame: FrameType | None) -> None:
+    """Let the elastic agent end the workers and wait for them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SignalException(f"the agent got {signal.SIGTERM.name}", sigval=signal.SIGTERM)
+
+
 def _end_with_parent() -> None:
     """End the workers when the process that holds the other end of standard input is gone: nobody waits for them."""
 
@@ -80,7 +104,8 @@ def _launch_config(order: NodeOrder, folder: Path) -> LaunchConfig:
         nproc_per_node=order.nproc_per_node,
         max_restarts=0,
         shutdown_timeout=SHUTDOWN_SECONDS,
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder / AGENT_FOLDER)),
+        logs_specs=_AboutToStart(log_dir=str(folder / AGENT_FOLDER)),
+        signals_to_handle=OTHER_SIGNALS,
     )
     if order.rdzv_endpoint is None:
         # Any free port, and an address that needs no name to be looked up.
@@ -110,8 +135,8 @@ def root_cause(failures: dict[int, ProcessFailure]) -> OsftError:
     Args:
         failures: how the processes of this node ended, by global rank.
     """
-    by_agent = [rank for rank, failure in failures.items() if failure.exitcode == -signal.SIGTERM]
-    candidates = [rank for rank in failures if rank not in by_agent] or by_agent
+    told_to = [rank for rank, failure in failures.items() if failure.exitcode in TOLD_TO]
+    candidates = [rank for rank in failures if rank not in told_to] or told_to
     # Times are whole seconds; of two ends in one, the kill is the cause.
     global_rank = min(candidates, key=lambda rank: (failures[rank].timestamp, failures[rank].exitcode >= 0))
     failure = failures[global_rank]

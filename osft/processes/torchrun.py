@@ -13,10 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-import torch
-
 from osft.config import TrainingConfig
-from osft.errors import TrainingError
+from osft.errors import PreemptedError, TrainingError
 from osft.processes.order import WorkOrder, raise_failure_of
 
 logger = logging.getLogger(__name__)
@@ -28,13 +26,18 @@ INTERRUPT_SECONDS = 45
 
 def count_local_processes(config: TrainingConfig) -> int:
     """Return the processes to run on this node: what was asked for, else one a GPU, else one."""
-    return config.nproc_per_node or max(1, torch.cuda.device_count())
+    if config.nproc_per_node:
+        return config.nproc_per_node
+    # Seconds of importing, which a pod whose job says how many processes it runs can do without.
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def launch(config: TrainingConfig) -> None:
     """Train in ``nproc_per_node`` processes, started by torch's elastic agent, and wait for them.
 
-    SIGTERM is passed on to them.
+    The first SIGTERM is passed on to them.
 
     Raises:
         OsftError: of the kind and with the message that the process which failed first raised.
@@ -44,8 +47,12 @@ def launch(config: TrainingConfig) -> None:
     with TemporaryDirectory(prefix="osft-") as directory:
         order_file = Path(directory) / "order.json"
         WorkOrder(config=replace(config, nproc_per_node=count_local_processes(config))).save(order_file)
-        return_code = _run_agent(config, order_file)
+        return_code, was_told_to = _run_agent(config, order_file)
         raise_failure_of(order_file)
+    if return_code == -signal.SIGTERM or (return_code != 0 and was_told_to):
+        raise PreemptedError(
+            f"training in {config.ckpt_output_dir} was stopped by SIGTERM; the same call goes on from what is there."
+        )
     if return_code != 0:
         raise TrainingError(
             f"training in {config.ckpt_output_dir} failed: the process that watches over it ended with exit code "
@@ -53,7 +60,8 @@ def launch(config: TrainingConfig) -> None:
         )
 
 
-def _run_agent(config: TrainingConfig, order_file: Path) -> int:
+def _run_agent(config: TrainingConfig, order_file: Path) -> tuple[int, bool]:
+    """Return the agent's exit code, and whether SIGTERM was passed on to it."""
     count = count_local_processes(config)
     # The agent sets one thread a process unless told; a sole process may as well use them all.
     threads = max(1, (os.cpu_count() or 1) // count)
@@ -61,9 +69,12 @@ def _run_agent(config: TrainingConfig, order_file: Path) -> int:
     logger.info("starting %d processes on node %d of %d", count, config.node_rank, config.nnodes)
     command = [sys.executable, "-m", AGENT_MODULE, str(order_file)]
     # The agent reads its standard input to its end, which comes with that of this process, however it ends.
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as agent, _passing_on_sigterm(agent):  # noqa: S603 our own module, no shell
+    with (
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as agent,  # noqa: S603 our own module, no shell
+        _passing_on_sigterm(agent) as passed_on,
+    ):
         try:
-            return agent.wait()
+            return agent.wait(), passed_on.is_set()
         except BaseException:
             # In a terminal the agent got the interrupt as well; it ends the workers either way.
             agent.send_signal(signal.SIGINT)
@@ -75,17 +86,24 @@ def _run_agent(config: TrainingConfig, order_file: Path) -> int:
 
 
 @contextmanager
-def _passing_on_sigterm(agent: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Send ``agent`` the SIGTERM that this process gets; a thread other than the main one may not, and does nothing."""
+def _passing_on_sigterm(agent: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """Send ``agent`` the first SIGTERM that this process gets, and yield what tells of it.
+
+    A thread other than the main one may not, and does nothing.
+    """
+    passed_on = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield passed_on
         return
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        agent.send_signal(number)
+        # Once: before it has workers the agent ends by any one, and then by the first.
+        if not passed_on.is_set():
+            passed_on.set()
+            agent.send_signal(number)
 
     earlier = signal.signal(signal.SIGTERM, pass_on)
     try:
-        yield
+        yield passed_on
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if earlier is None else earlier)

@@ -26,6 +26,7 @@ from osft.errors import OsftError, PreemptedError, TrainingError, one_line
 from osft.processes.group import Processes
 from osft.processes.order import as_failure, failure_error
 from osft.processes.places import SECONDS_PER_MINUTE, Place, describe_hang, in_minutes, line_of_main_thread
+from osft.processes.preemption import StopNow
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +194,8 @@ class _Observer:
 
     def _tell(self, error: BaseException) -> None:
         """Post what ended this process, unless it was ended by what another one has posted."""
+        if isinstance(error, StopNow):
+            error = error.as_error()
         if not isinstance(error, OsftError):
             if isinstance(error, RuntimeError):
                 # A broken collective is what is seen of another's failure, which that one posts at the same time.

@@ -4,6 +4,7 @@ The same loop runs alone or in several processes; then each takes its share of e
 gradients are summed once a step.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from osft.processes.watch import HangWatch
 from osft.subspace.attach import merge, project_gradients
 from osft.subspace.exchange import gather
 from osft.training.attention import Forward, choose_forward
-from osft.training.batches import StepPlan, collate, count_steps, plan_epoch
+from osft.training.batches import StepPlan, collate, count_steps, idle_sample, plan_epoch
 from osft.training.loss import summed_loss
 from osft.training.loss_chart import write_loss_chart
 from osft.training.metrics import StepMetrics, peak_memory_gib, read_metrics, reporting
@@ -65,8 +66,9 @@ def train(config: TrainingConfig) -> None:
     timeout = timedelta(minutes=config.step_timeout_minutes) + COLLECTIVE_TIMEOUT_AFTER_WATCH
     with (
         process_group(timeout) as processes,
+        # Outside of the watch, which tells the other processes that this one stops.
+        Preemption(is_launched=processes.store is not None) as preemption,
         HangWatch(processes, config.step_timeout_minutes) as watch,
-        Preemption() as preemption,
     ):
         train_data = ready_train_data(config, processes, watch)
         watch.entered("looking for checkpoints")
@@ -77,10 +79,13 @@ def train(config: TrainingConfig) -> None:
         loaded = load_model(config.model_path, processes.device, processes.world_size)
         samples = _load_fitting_samples(config, train_data, loaded.model)
         watch.entered("preparing the model")
-        prepared = prepare_model(loaded, config, samples, processes, checkpoints.source)
-        # Let go of the weights as they were loaded, of which the prepared model has its own.
+        prepared = prepare_model(loaded, config, samples, processes, checkpoints.source, watch.entered)
+        # Let go of the weights as they were loaded, of which the prepared model has its own. FSDP's hooks hold them in
+        # cycles.
         del loaded
+        gc.collect()
         run = _Run(config, prepared, samples, processes, watch, checkpoints, preemption)
+        preemption.defer()
         run.train()
         if processes.is_first:
             _write_result(run)
@@ -183,7 +188,13 @@ class _Run:
         self.epoch_checkpoints.append(target)
 
     def _save(self, target: Path) -> None:
-        save_model(self.loaded, self.config.model_path, target, writes=self.processes.is_first)
+        save_model(
+            self.loaded,
+            self.config.model_path,
+            target,
+            writes=self.processes.is_first,
+            entered=self.watch.entered,
+        )
 
     def _take_step(self, step: StepPlan, forward: Forward) -> tuple[StepMetrics, bool]:
         """Accumulate the gradient of one effective batch, move the weights, and report; also whether to stop now."""
@@ -191,8 +202,8 @@ class _Run:
         start = time.monotonic()
         loss = torch.zeros((), dtype=torch.float64, device=self.processes.device)
         for indices in step.micro_batches:
-            micro_batch = collate([self.samples[index] for index in indices], packed=forward.packed)
-            micro_batch = micro_batch.to(self.processes.device)
+            samples = [self.samples[index] for index in indices] or [idle_sample(self.samples[step.samples[0]])]
+            micro_batch = collate(samples, packed=forward.packed).to(self.processes.device)
             part = self.with_weights(summed_loss, self.model, micro_batch, forward.logits) / step.loss_tokens
             part.backward()
             loss += part.detach()

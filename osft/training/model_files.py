@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +228,13 @@ def read_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def save_model(
-    loaded: LoadedModel, model_path: str, target: Path, *, writes: bool = True, max_file_bytes: int = MAX_FILE_BYTES
+    loaded: LoadedModel,
+    model_path: str,
+    target: Path,
+    *,
+    writes: bool = True,
+    entered: Callable[[str], None] = lambda _: None,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Write the model with its merged weights, and the base model's tokenizer, to the folder ``target``.
 
@@ -240,13 +246,14 @@ def save_model(
         model_path: where it was loaded from; the tokenizer's files are copied from there, byte for byte.
         target: the folder to write, replaced if it exists.
         writes: whether this is the process that writes; the others only give what they have.
+        entered: is told of each block when it begins.
         max_file_bytes: above this the weights are split into several files with an index.
 
     Raises:
         TrainingError: if it cannot be written.
     """
     if not writes:
-        for _ in _whole_blocks(*_plan_blocks(loaded.model)[:2]):
+        for _ in _whole_blocks(*_plan_blocks(loaded.model)[:2], entered):
             pass
         return
     partial = target.with_name(f".{target.name}.partial")
@@ -255,7 +262,7 @@ def save_model(
     try:
         partial.mkdir(parents=True)
         _write_configuration(loaded, partial)
-        _write_weights(loaded, partial, max_file_bytes)
+        _write_weights(loaded, partial, max_file_bytes, entered)
         copy_tokenizer(model_path, partial)
         _bring_to_disk(partial)
         replace_directory(partial, target)
@@ -285,7 +292,7 @@ def _write_configuration(loaded: LoadedModel, folder: Path) -> None:
         loaded.model.generation_config.save_pretrained(folder)
 
 
-def _write_weights(loaded: LoadedModel, folder: Path, max_file_bytes: int) -> None:
+def _write_weights(loaded: LoadedModel, folder: Path, max_file_bytes: int, entered: Callable[[str], None]) -> None:
     """Write all weights as safetensors, each in the name, shape and dtype of the base's files; tied ones once."""
     state, blocks, shapes = _plan_blocks(loaded.model)
     planned = {
@@ -299,7 +306,7 @@ def _write_weights(loaded: LoadedModel, folder: Path, max_file_bytes: int) -> No
             for file_name, names in split.filename_to_tensors.items()
         }
         file_of = {name: files[file_name] for name, file_name in split.tensor_to_filename.items()}
-        for block in _whole_blocks(state, blocks):
+        for block in _whole_blocks(state, blocks, entered):
             _write_block(loaded.model, block, file_of)
     if split.is_sharded:
         write_json(
@@ -318,9 +325,12 @@ def _plan_blocks(model: PreTrainedModel) -> tuple[dict[str, Tensor], list[list[s
     return state, *_plan_reversal(model, state)
 
 
-def _whole_blocks(state: Mapping[str, Tensor], blocks: Iterable[Iterable[str]]) -> Iterator[dict[str, Tensor]]:
+def _whole_blocks(
+    state: Mapping[str, Tensor], blocks: Iterable[Iterable[str]], entered: Callable[[str], None]
+) -> Iterator[dict[str, Tensor]]:
     """Yield the weights of each block, gathered from all processes."""
-    for block in blocks:
+    for number, block in enumerate(blocks, start=1):
+        entered(f"saving block {number} of the model")
         yield {name: gather(state[name]) for name in block}
 
 

@@ -47,6 +47,7 @@ def prepare_model(
     samples: Sequence[Sample],
     processes: Processes,
     protect: Source | None = None,
+    entered: Callable[[str], None] = lambda _: None,
 ) -> PreparedModel:
     """Let the targets of a model train in their free subspaces; every process must call this.
 
@@ -56,6 +57,7 @@ def prepare_model(
         samples: the rows to train on; adaptive ranks look at a few.
         processes: this process and the others.
         protect: what is protected of each matrix, where that is known; else it is computed.
+        entered: is told of each part of the work when it begins, in every process of the same ones.
 
     Raises:
         ConfigError: if a target pattern matches nothing, or several processes are to train the factored reference.
@@ -66,7 +68,7 @@ def prepare_model(
         prepared = PreparedModel(loaded=loaded, with_weights=_call)
         targets = _attach_all(loaded.model, config, samples, protect)
     else:
-        prepared, targets = _spread(loaded, config, samples, processes, protect)
+        prepared, targets = _spread(loaded, config, samples, processes, protect, entered)
     model = prepared.model
     if model.device.type == "cuda" and model.supports_gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -107,6 +109,7 @@ def _spread(
     samples: Sequence[Sample],
     processes: Processes,
     protect: Source | None,
+    entered: Callable[[str], None],
 ) -> tuple[PreparedModel, list[Target]]:
     """Attach to a model that all processes have together."""
     if config.parametrization == "factored":
@@ -119,8 +122,15 @@ def _spread(
         apply_liger(model)
     targets = find_targets(model, config.target_patterns)
     if protect is None:
-        protect = spread(_choose_source(loaded.model, targets, config, samples), loaded.model, targets)
-    root = shard(model, loaded.model, targets, protect, train_other_parameters=config.train_other_parameters)
+        protect = spread(_choose_source(loaded.model, targets, config, samples), loaded.model, targets, entered)
+    root = shard(
+        model,
+        loaded.model,
+        targets,
+        protect,
+        train_other_parameters=config.train_other_parameters,
+        entered=entered,
+    )
     return PreparedModel(loaded=replace(loaded, model=model), with_weights=root), targets
 
 

@@ -66,6 +66,7 @@ def shard(
     protect: Source,
     *,
     train_other_parameters: bool,
+    entered: Callable[[str], None] = lambda _: None,
 ) -> Root:
     """Fill ``model`` block by block, let its targets train in their free subspaces, and spread it over the processes.
 
@@ -77,6 +78,7 @@ def shard(
         targets: what is trained.
         protect: gives every process the same for each matrix.
         train_other_parameters: train embeddings, norms, biases and head as well, unprotected; in float32.
+        entered: is told of each block when it begins.
     """
     mesh = init_device_mesh(loaded.device.type, (dist.get_world_size(),))
     weights = dict(loaded.named_parameters(remove_duplicate=False))
@@ -86,6 +88,7 @@ def shard(
     _take_buffers(model, loaded)
     root, waiting = Root(model), list(targets)
     for path, module in (*repeated_blocks(model), ("", root)):
+        entered(f"preparing {path.rstrip('.') or 'what is outside the blocks'}")
         dtypes = _fill(model, path, weights)
         if train_other_parameters and len(dtypes) > 1:
             raise ConfigError(

@@ -51,6 +51,14 @@ def test_a_killed_process_is_the_cause_of_the_broken_collective_of_another(tmp_p
     assert str(error) == "rank 1 ended with exit code -9 (killed: is the machine out of memory?)."
 
 
+def test_the_processes_that_were_told_to_stop_are_not_the_cause(tmp_path: Path) -> None:
+    told = ended(tmp_path, 0, 143, "PreemptedError: stopped by SIGTERM after step 17", 5)
+
+    error = root_cause({0: told, 1: ended(tmp_path, 1, 1, "DataError: row 3: bad", 5)})
+
+    assert str(error) == "row 3: bad"
+
+
 def test_the_first_of_two_errors_is_the_cause(tmp_path: Path) -> None:
     failures = {0: ended(tmp_path, 0, 1, "DataError: later", 9), 1: ended(tmp_path, 1, 1, "DataError: first", 5)}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -16,7 +17,11 @@ import torch.distributed as dist
 
 from osft.errors import DataError, PreemptedError
 from osft.processes.group import Processes, process_group
+from osft.processes.preemption import Preemption
 from osft.processes.watch import HangWatch
+from osft.subspace.decomposition import ProtectedSubspace, protect_leading_directions
+from osft.subspace.exchange import spread
+from osft.subspace.targets import Target
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +29,8 @@ pytestmark = pytest.mark.slow
 LIMIT_MINUTES = 0.05
 # The limit, the two looks, the seconds that a main thread has to end itself, and a busy machine.
 DEADLINE_SECONDS = 60
+# Of two processes each decomposes six.
+WEIGHTS = 12
 
 
 def run_worker(
@@ -37,7 +44,11 @@ def run_worker(
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def join() -> None:
-        with process_group() as processes, HangWatch(processes, LIMIT_MINUTES) as watch:
+        with (
+            process_group() as processes,
+            Preemption(is_launched=True),
+            HangWatch(processes, LIMIT_MINUTES) as watch,
+        ):
             work(processes, watch)
 
     record(join)()
@@ -190,6 +201,49 @@ def test_a_preempted_process_ends_by_itself(start: Callable[..., list[BaseProces
 
     for global_rank in range(2):
         assert message_of(tmp_path, global_rank) == f"PreemptedError: rank {global_rank} stopped after step 2"
+
+
+def ask_the_second_to_stop(processes: Processes, watch: HangWatch) -> None:
+    def ask(step: int) -> None:
+        if step == 2 and processes.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    take_steps(watch, ask)
+
+
+def test_a_process_that_is_stopped_before_the_first_step_stops_the_others(
+    start: Callable[..., list[BaseProcess]], tmp_path: Path
+) -> None:
+    processes = start(ask_the_second_to_stop)
+
+    for process in processes:
+        process.join(DEADLINE_SECONDS)
+
+    for global_rank in range(2):
+        assert message_of(tmp_path, global_rank).startswith("PreemptedError: stopped by SIGTERM before the first step")
+
+
+def decompose_slowly(processes: Processes, watch: HangWatch) -> None:
+    model: Any = torch.nn.ModuleDict({f"layer_{number}": torch.nn.Linear(4, 4) for number in range(WEIGHTS)})
+    targets = [Target(module_name=name, parameter_name="weight", inputs_are_columns=True) for name in model]
+
+    def protect(name: str, weight: torch.Tensor) -> ProtectedSubspace:
+        # All together longer than a phase with a clock may be.
+        time.sleep(LIMIT_MINUTES * 60 / 2)
+        return protect_leading_directions(weight, 0.5)
+
+    exchanged = spread(protect, model, targets, watch.entered)
+    for target in targets:
+        assert exchanged(target.name, torch.empty(4, 4)).left.shape == (4, 2)
+
+
+def test_the_clock_starts_anew_with_each_weight_that_is_decomposed(start: Callable[..., list[BaseProcess]]) -> None:
+    processes = start(decompose_slowly)
+
+    for process in processes:
+        process.join(DEADLINE_SECONDS)
+
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def share_what_the_first_made(processes: Processes, watch: HangWatch) -> None:
