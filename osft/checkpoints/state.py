@@ -10,7 +10,7 @@ twice. Taken before, merging gives the same bits as it gave in the run that was 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from osft.processes.group import Processes
 from osft.subspace.attach import Source, merge, trained_weights
 from osft.subspace.decomposition import ProtectedSubspace
 from osft.subspace.parametrization import SubspaceWeight
-from osft.training.optimizer import MasterParameters
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,12 @@ class TrainingState:
     """Everything that a step changes, beside the merged weights, which follow from it."""
 
     model: nn.Module
-    masters: MasterParameters
+    parameters: Sequence[nn.Parameter]
+    """What the optimizer moves, in the order of the model's trained parameters; copies of those in less precision."""
+
+    write_back: Callable[[], None]
+    """Rounds the copies into the model's parameters."""
+
     optimizer: Optimizer
     scheduler: LRScheduler
     processes: Processes
@@ -94,13 +98,10 @@ class TrainingState:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Return what the optimizer moves, by the names of the model's parameters."""
-        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        return {
-            name: parameter
-            for name, parameter in zip(names, self.masters.parameters, strict=True)
-            # Of a weight without a free direction there is nothing to save.
-            if parameter.numel() > 0
-        }
+        # Of a weight without a free direction there is nothing to save.
+        trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad and p.numel())
+        moved = (parameter for parameter in self.parameters if parameter.numel())
+        return {name: parameter for (name, _), parameter in zip(trained, moved, strict=True)}
 
     @torch.no_grad()
     def _take_over(self, state: Mapping[str, Any]) -> None:
@@ -113,7 +114,7 @@ class TrainingState:
         for group, settings in zip(self.optimizer.param_groups, state[OPTIMIZER_KEY], strict=True):
             group.update(settings)
         self.scheduler.load_state_dict(state[SCHEDULER_KEY])
-        self.masters.write_back()
+        self.write_back()
         merge(self.model)
 
     def _seed(self, state: Mapping[str, Any], world_size: int) -> None:

@@ -34,7 +34,7 @@ from osft.workspace import read_json
 
 logger = logging.getLogger(__name__)
 
-WORKER_MODULE = "osft.processes.worker"
+WORKER_MODULE = "osft.training.worker"
 # Where the agent keeps the error files of its workers, beside the order.
 AGENT_FOLDER = "agent"
 # From SIGTERM to SIGKILL of the workers. The agent's own 30 s are what a pod has at least; a pod that was given more

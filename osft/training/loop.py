@@ -140,7 +140,8 @@ class _Run:
         self.epoch_checkpoints: list[Path] = []
         self.state = TrainingState(
             model=self.model,
-            masters=self.masters,
+            parameters=self.parameters,
+            write_back=self.masters.write_back,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             processes=processes,

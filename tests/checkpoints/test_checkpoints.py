@@ -89,7 +89,8 @@ class Run:
         self.optimizer = make_optimizer(masters.parameters, config)
         self.state = TrainingState(
             model=self.model,
-            masters=masters,
+            parameters=masters.parameters,
+            write_back=masters.write_back,
             optimizer=self.optimizer,
             scheduler=LambdaLR(self.optimizer, lambda step: 1 / (1 + step)),
             processes=ALONE,
@@ -98,7 +99,7 @@ class Run:
 
     def save(self) -> None:
         """Take one step and save what it came to."""
-        for parameter in self.state.masters.parameters:
+        for parameter in self.state.parameters:
             parameter.grad = torch.randn_like(parameter)
         self.optimizer.step()
         self.state.scheduler.step()
@@ -110,7 +111,7 @@ class Run:
 
     def values(self) -> list[torch.Tensor]:
         """Return all that must come back."""
-        (core,) = self.state.masters.parameters
+        (core,) = self.state.parameters
         rate = torch.tensor(self.state.scheduler.get_last_lr())
         moments = [torch.as_tensor(value) for value in self.optimizer.state[core].values()]
         bases = [tensor for name, tensor in self.model.named_buffers() if not name.endswith("base")]

@@ -41,6 +41,7 @@ def interrupt(parameters: dict[str, Any], terminating: Any) -> None:
         {"save_memory": True},
         {"train_other_parameters": True},
         {"rank_allocation": "adaptive"},
+        {"rank_allocation": "adaptive", "unfreeze_rank_ratio": 0.1},
         {"parametrization": "factored"},
         {"checkpoint_at_epoch": True},
     ],

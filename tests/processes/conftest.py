@@ -79,7 +79,7 @@ def workers_of() -> Callable[[subprocess.Popen[str]], dict[int, psutil.Process]]
 
     def find(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
         children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if "osft.processes.worker" in child.cmdline()]
+        workers = [child for child in children if "osft.training.worker" in child.cmdline()]
         return {int(worker.environ()["RANK"]): worker for worker in workers}
 
     return find

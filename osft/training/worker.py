@@ -17,7 +17,7 @@ from osft.processes.preemption import PREEMPTED_EXIT_CODE
 from osft.training.loop import train
 
 # The module's own name is __main__ here.
-logger = logging.getLogger("osft.processes.worker")
+logger = logging.getLogger("osft.training.worker")
 
 
 @record
