@@ -81,6 +81,13 @@ def find_free_port() -> int:
         return server.getsockname()[1]
 
 
+def join_run(rank: int, world_size: int, port: int) -> None:
+    """Give this process the environment that torchrun gives one of ``world_size`` on this machine."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
 @pytest.fixture
 def free_port() -> int:
     return find_free_port()

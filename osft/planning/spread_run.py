@@ -37,7 +37,7 @@ from osft.planning.simulation import (
 )
 from osft.planning.tracking import AllocationTracker, AssumedValues
 from osft.subspace.attach import attach_one
-from osft.subspace.decomposition import ProtectedSubspace, frozen_rank, protect_leading_directions
+from osft.subspace.decomposition import ProtectedSubspace, frozen_rank, keeps_free_basis, protect_leading_directions
 from osft.subspace.exchange import find_owners
 from osft.subspace.parametrization import SubspaceWeight
 from osft.subspace.targets import find_targets, target_parameter
@@ -267,14 +267,14 @@ def _as_kept(protected: ProtectedSubspace, dtype: torch.dtype) -> ProtectedSubsp
 
 def _side_as_kept(protected: Tensor, free: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     size, rank = protected.shape
-    if size - rank > rank:
+    if not keeps_free_basis(size, rank):
         return protected.to(dtype), None
     basis = protected.new_empty(size, size - rank) if free is None else free
     return protected.new_zeros((), dtype=dtype).expand(size, rank), basis.to(dtype)
 
 
 def _received_side(size: int, rank: int, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    if size - rank > rank:
+    if not keeps_free_basis(size, rank):
         return weight.new_empty(size, rank), None
     return weight.new_zeros(()).expand(size, rank), weight.new_empty(size, size - rank)
 

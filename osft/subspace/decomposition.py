@@ -36,6 +36,11 @@ class ProtectedSubspace:
     """The same of the input side."""
 
 
+def keeps_free_basis(size: int, protected_rank: int) -> bool:
+    """Return whether a side is kept as a basis of what is free, the smaller form, and not as protected directions."""
+    return size - protected_rank <= protected_rank
+
+
 def frozen_rank(rows: int, columns: int, unfreeze_rank_ratio: float) -> int:
     """Return how many singular directions of a ``[rows, columns]`` weight stay fixed.
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from osft.subspace.attach import Source
-from osft.subspace.decomposition import ProtectedSubspace, orthonormal_complement
+from osft.subspace.decomposition import ProtectedSubspace, keeps_free_basis, orthonormal_complement
 from osft.subspace.targets import Target, target_parameter
 
 
@@ -91,7 +91,7 @@ class _Side:
     def of(cls, protected: Tensor, free: Tensor | None, dtype: torch.dtype) -> "_Side":
         """Choose the smaller form; a basis of what is free is made once, by the owner."""
         size, protected_rank = protected.shape
-        is_free_basis = size - protected_rank <= protected_rank
+        is_free_basis = keeps_free_basis(size, protected_rank)
         basis = protected
         if is_free_basis:
             basis = orthonormal_complement(protected) if free is None else free

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from osft.subspace.decomposition import ProtectedSubspace, orthonormal_complement
+from osft.subspace.decomposition import ProtectedSubspace, keeps_free_basis, orthonormal_complement
 
 # 2/pi for the first step, a matrix of signs; nearer to 1 as the second moment averages. Chosen by measurement.
 ALIGNED_SHARE = 0.8
@@ -50,7 +50,7 @@ class FreeSide(nn.Module):
         super().__init__()
         size, protected_rank = protected.shape[-2:]
         self.free_rank = size - protected_rank
-        self.is_free_basis = self.free_rank <= protected_rank
+        self.is_free_basis = keeps_free_basis(size, protected_rank)
         basis = protected
         if self.is_free_basis:
             basis = orthonormal_complement(protected) if free is None else free

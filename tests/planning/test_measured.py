@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from osft.config import TrainingConfig
 from osft.planning.plan import BYTES_PER_GIB, plan_training
 from osft.training.loop import train
-from tests.conftest import find_free_port
+from tests.conftest import find_free_port, join_run
 
 VOCABULARY = 2000
 
@@ -94,10 +94,8 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(
 
 def measure_share(local_rank: int, world_size: int, port: int, folder: str) -> None:
     """Run in a process of its own: train together with the others and leave the peak."""
-    os.environ.update(
-        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), HF_DEACTIVATE_ASYNC_LOAD="1",
-    )  # fmt: skip
+    join_run(local_rank, world_size, port)
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     run = TrainingConfig(**json.loads((Path(folder) / "run.json").read_text()))
     (Path(folder) / f"peak_{local_rank}").write_text(str(measured_peak_gib(run)))
 

@@ -1,6 +1,5 @@
 """What the processes of a run do together."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,12 @@ from osft.subspace.decomposition import ProtectedSubspace, protect_leading_direc
 from osft.subspace.exchange import spread
 from osft.subspace.targets import find_targets
 from osft.training.model_files import load_model
-from tests.conftest import find_free_port
+from tests.conftest import find_free_port, join_run
 
 
 def sum_and_exchange(local_rank: int, port: int, model_folder: str, folder: str) -> None:
     """Run in a process of its own: sum a tensor, and decompose together what one process would decompose alone."""
-    os.environ.update(
-        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    join_run(local_rank, 2, port)
     decomposed = []
 
     def protect(name: str, weight: torch.Tensor) -> ProtectedSubspace:

@@ -22,6 +22,7 @@ from osft.processes.watch import HangWatch
 from osft.subspace.decomposition import ProtectedSubspace, protect_leading_directions
 from osft.subspace.exchange import spread
 from osft.subspace.targets import Target
+from tests.conftest import join_run
 
 pytestmark = pytest.mark.slow
 
@@ -37,10 +38,8 @@ def run_worker(
     work: Callable[[Processes, HangWatch], None], global_rank: int, world_size: int, port: int, folder: Path
 ) -> None:
     """Run in a process of its own: join the run and work; what it raises goes where torchelastic would look for it."""
-    os.environ.update(
-        RANK=str(global_rank), LOCAL_RANK=str(global_rank), WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_ERROR_FILE=str(folder / f"{global_rank}.json"),
-    )  # fmt: skip
+    join_run(global_rank, world_size, port)
+    os.environ["TORCHELASTIC_ERROR_FILE"] = str(folder / f"{global_rank}.json")
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def join() -> None:

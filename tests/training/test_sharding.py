@@ -1,6 +1,5 @@
 """Several processes train what one trains: the same losses, the same invariants, and no more sent than needed."""
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,7 +36,7 @@ from osft.training.loop import train
 from osft.training.metrics import read_metrics
 from osft.training.model_files import load_model
 from osft.training.sharding import empty_copy, shard
-from tests.conftest import find_free_port
+from tests.conftest import find_free_port, join_run
 
 STEPS = 20
 VOCABULARY = 64
@@ -118,10 +117,7 @@ def config_of(case: str, folder: Path, output: str) -> TrainingConfig:
 
 def train_all(local_rank: int, world_size: int, port: int, folder: str) -> None:
     """Run in a process of its own: train every case together with the others."""
-    os.environ.update(
-        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
+    join_run(local_rank, world_size, port)
     for case in CASES_OF[world_size]:
         train(config_of(case, Path(folder), f"{world_size} processes"))
 
@@ -195,9 +191,7 @@ def test_what_several_processes_save_keeps_the_protected_directions(together: Pa
 
 def look_into_processes(local_rank: int, port: int, folder: str) -> None:
     """Run in a process of its own: write what loading gives, what a step sends, and how bfloat16 trains."""
-    os.environ.update(
-        RANK=str(local_rank), LOCAL_RANK=str(local_rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+    join_run(local_rank, 2, port)
     with process_group() as processes:
         result = {"loaded": {name: loads_alike(Path(folder) / name, processes) for name in LOADED}}
         result |= train_in_bfloat16(Path(folder) / "llama", local_rank)
