@@ -227,18 +227,21 @@ class _Observer:
             # A connection of its own: a call of the main thread may take its time.
             store = self._store.clone()  # type: ignore[attr-defined] # torch's stubs lack it
             while not self._left.wait(BEAT_SECONDS):
-                self._beat += 1
-                self._post_place(store)
+                self._post_beat(store)
                 if store.check([FAILURE_KEY]):
                     self._failure = failure_error(orjson.loads(store.get(FAILURE_KEY)))
                     self._failed.set()
                     store.set(_heard_key(self._processes.global_rank), "")
                     return
-                self._heard = time.monotonic()
                 if self._is_late():
                     self._judge(store)
         except dist.DistError as error:
             logger.debug("the store of the run is gone: %s", one_line(error))
+
+    def _post_beat(self, store: dist.Store) -> None:
+        self._beat += 1
+        self._post_place(store)
+        self._heard = time.monotonic()
 
     def _post_place(self, store: dist.Store) -> None:
         line, in_collective = line_of_main_thread()
@@ -259,8 +262,7 @@ class _Observer:
         before = self._places(store)
         for _ in range(BEATS_BETWEEN_LOOKS):
             self._left.wait(BEAT_SECONDS)
-            self._beat += 1
-            self._post_place(store)
+            self._post_beat(store)
         if self._is_late():
             self._post_failure(store, describe_hang(before, self._places(store)))
 
