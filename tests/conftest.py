@@ -9,12 +9,15 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 # Models this small gain nothing from more threads, and on a busy machine the threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 import torch
+import torch.multiprocessing as mp
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -22,6 +25,10 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 # How long an example takes is the machine's business, and it may be busy.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
+
+# Where the processes of a test come from: forked from one that has imported, once, what they train with.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["osft.training.loop"])
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -86,6 +93,11 @@ def join_run(rank: int, world_size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
+
+
+def run_together(work: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """Call ``work(rank, port, *arguments)`` in ``world_size`` processes, and raise what one of them raises."""
+    mp.start_processes(work, (find_free_port(), *arguments), nprocs=world_size, start_method="forkserver")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from osft.training.metrics import StepMetrics
 from osft.workspace import atomic_file
@@ -27,6 +25,10 @@ def write_loss_chart(steps: Sequence[StepMetrics], target: Path) -> None:
 
 def _draw(steps: Sequence[StepMetrics]) -> str:
     """Return an SVG element without a background, 8 by 3.6 inches."""
+    # Imported here: of all processes of a run one draws, and all would wait a second for it at their start.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     loss = figure.subplots()
     rate = loss.twinx()

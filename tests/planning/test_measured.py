@@ -11,14 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from osft.config import TrainingConfig
 from osft.planning.plan import BYTES_PER_GIB, plan_training
 from osft.training.loop import train
-from tests.conftest import find_free_port, join_run
+from tests.conftest import join_run, run_together
 
 VOCABULARY = 2000
 
@@ -92,12 +91,12 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(
     assert predicted == pytest.approx(measured_peak_gib(run), rel=0.1)
 
 
-def measure_share(local_rank: int, world_size: int, port: int, folder: str) -> None:
+def measure_share(local_rank: int, port: int, world_size: int, folder: Path) -> None:
     """Run in a process of its own: train together with the others and leave the peak."""
     join_run(local_rank, world_size, port)
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    run = TrainingConfig(**json.loads((Path(folder) / "run.json").read_text()))
-    (Path(folder) / f"peak_{local_rank}").write_text(str(measured_peak_gib(run)))
+    run = TrainingConfig(**json.loads((folder / "run.json").read_text()))
+    (folder / f"peak_{local_rank}").write_text(str(measured_peak_gib(run)))
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_the_prediction_for_each_of_several_processes_is_within_a_tenth_of_its_m
 ) -> None:
     run = make_run(weights_folder, tmp_path, ratio, tokens, sample_tokens=min(tokens, 256), world_size=world_size)
     (tmp_path / "run.json").write_text(json.dumps(asdict(run)))
-    mp.spawn(measure_share, (world_size, find_free_port(), str(tmp_path)), nprocs=world_size)
+    run_together(measure_share, world_size, world_size, tmp_path)
 
     predicted = plan_training(run, on_gpu=False, world_size=world_size).total_gib
 

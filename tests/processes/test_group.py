@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from osft.errors import DataError
@@ -15,10 +14,10 @@ from osft.subspace.decomposition import ProtectedSubspace, protect_leading_direc
 from osft.subspace.exchange import spread
 from osft.subspace.targets import find_targets
 from osft.training.model_files import load_model
-from tests.conftest import find_free_port, join_run
+from tests.conftest import join_run, run_together
 
 
-def sum_and_exchange(local_rank: int, port: int, model_folder: str, folder: str) -> None:
+def sum_and_exchange(local_rank: int, port: int, model_folder: Path, folder: Path) -> None:
     """Run in a process of its own: sum a tensor, and decompose together what one process would decompose alone."""
     join_run(local_rank, 2, port)
     decomposed = []
@@ -30,7 +29,7 @@ def sum_and_exchange(local_rank: int, port: int, model_folder: str, folder: str)
     with process_group() as processes:
         summed = torch.full((2, 3), 10.0 + processes.global_rank)
         sum_over_processes(summed, processes)
-        model = load_model(model_folder, processes.device).model
+        model = load_model(str(model_folder), processes.device).model
         targets = find_targets(model)
         attach(model, targets, spread(protect, model, targets))
     tensors = {
@@ -39,14 +38,14 @@ def sum_and_exchange(local_rank: int, port: int, model_folder: str, folder: str)
         for part, tensor in (("left", weight.left.basis), ("right", weight.right.basis), ("scale", weight.scale))
     }
     tensors["summed"] = summed
-    save_file(tensors, Path(folder) / f"{local_rank}.safetensors")
-    (Path(folder) / f"{local_rank}.txt").write_text("\n".join(decomposed))
+    save_file(tensors, folder / f"{local_rank}.safetensors")
+    (folder / f"{local_rank}.txt").write_text("\n".join(decomposed))
 
 
 @pytest.fixture(scope="module")
 def exchanged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exchanged")
-    mp.spawn(sum_and_exchange, args=(find_free_port(), str(tiny_model), str(folder)), nprocs=2)
+    run_together(sum_and_exchange, 2, tiny_model, folder)
     return folder
 
 

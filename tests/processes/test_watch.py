@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from osft.processes.watch import HangWatch
 from osft.subspace.decomposition import ProtectedSubspace, protect_leading_directions
 from osft.subspace.exchange import spread
 from osft.subspace.targets import Target
-from tests.conftest import join_run
+from tests.conftest import FORKSERVER, join_run
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +60,7 @@ def start(tmp_path: Path, free_port: int) -> Iterator[Callable[..., list[BasePro
     def begin(work: Callable[[Processes, HangWatch], None], world_size: int = 2) -> list[BaseProcess]:
         for global_rank in range(world_size):
             arguments = (work, global_rank, world_size, free_port, tmp_path)
-            started.append(get_context("spawn").Process(target=run_worker, args=arguments))
+            started.append(FORKSERVER.Process(target=run_worker, args=arguments))
             started[-1].start()
         return started
 

@@ -10,7 +10,6 @@ import orjson
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.distributed.tensor.debug import CommDebugMode
 from transformers import (
@@ -36,7 +35,7 @@ from osft.training.loop import train
 from osft.training.metrics import read_metrics
 from osft.training.model_files import load_model
 from osft.training.sharding import empty_copy, shard
-from tests.conftest import find_free_port, join_run
+from tests.conftest import join_run, run_together
 
 STEPS = 20
 VOCABULARY = 64
@@ -115,11 +114,11 @@ def config_of(case: str, folder: Path, output: str) -> TrainingConfig:
     )
 
 
-def train_all(local_rank: int, world_size: int, port: int, folder: str) -> None:
+def train_all(local_rank: int, port: int, world_size: int, folder: Path) -> None:
     """Run in a process of its own: train every case together with the others."""
     join_run(local_rank, world_size, port)
     for case in CASES_OF[world_size]:
-        train(config_of(case, Path(folder), f"{world_size} processes"))
+        train(config_of(case, folder, f"{world_size} processes"))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +142,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(trained: Path) -> Path:
     """The same folder, after several processes trained together as well."""
     for world_size in CASES_OF:
-        mp.spawn(train_all, args=(world_size, find_free_port(), str(trained)), nprocs=world_size)
+        run_together(train_all, world_size, world_size, trained)
     return trained
 
 
@@ -189,14 +188,14 @@ def test_what_several_processes_save_keeps_the_protected_directions(together: Pa
         assert (update @ protected.right.float()).norm() < 1e-5 * weight.norm()
 
 
-def look_into_processes(local_rank: int, port: int, folder: str) -> None:
+def look_into_processes(local_rank: int, port: int, folder: Path) -> None:
     """Run in a process of its own: write what loading gives, what a step sends, and how bfloat16 trains."""
     join_run(local_rank, 2, port)
     with process_group() as processes:
-        result = {"loaded": {name: loads_alike(Path(folder) / name, processes) for name in LOADED}}
-        result |= train_in_bfloat16(Path(folder) / "llama", local_rank)
+        result = {"loaded": {name: loads_alike(folder / name, processes) for name in LOADED}}
+        result |= train_in_bfloat16(folder / "llama", local_rank)
         if processes.is_first:
-            (Path(folder) / "looked.json").write_bytes(orjson.dumps(result))
+            (folder / "looked.json").write_bytes(orjson.dumps(result))
 
 
 def loads_alike(folder: Path, processes: Processes) -> bool:
@@ -275,7 +274,7 @@ def take_steps(
 def looked(trained: Path) -> dict[str, Any]:
     for name in set(LOADED) - set(CASES):
         make_with_joined_weights().save_pretrained(trained / name)
-    mp.spawn(look_into_processes, args=(find_free_port(), str(trained)), nprocs=2)
+    run_together(look_into_processes, 2, trained)
     return orjson.loads((trained / "looked.json").read_bytes())
 
 
