@@ -1,18 +1,12 @@
-"""A small run to interrupt: its data, its parameters, and a signal that comes when it is under way."""
+"""A small run to interrupt: its data and its parameters."""
 
-import logging
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 import pytest
-
-from osft.logs import ensure_logging
 
 
 @pytest.fixture(scope="session")
@@ -49,31 +43,3 @@ def call(tiny_model: Path, processed_file: Path, tmp_path: Path) -> Callable[...
         }
 
     return parameters
-
-
-class _Terminator(logging.Handler):
-    """Sends this process SIGTERM when its log tells of a step; it tells of the first one of every call."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("step "):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.fixture
-def sigterm_after_first_step() -> Callable[[], AbstractContextManager[None]]:
-    """A call of ``osft()`` in the block gets SIGTERM after its first step, and so stops after its second."""
-
-    @contextmanager
-    def terminating() -> Iterator[None]:
-        ensure_logging()
-        logger, handler = logging.getLogger("osft.training.metrics"), _Terminator()
-        level = logger.level
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        try:
-            yield
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-
-    return terminating

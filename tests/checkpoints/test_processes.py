@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from osft import osft
+from osft.errors import PreemptedError
 from osft.training.metrics import read_metrics
+from tests.checkpoints.interruption import sigterm_after_first_step
+from tests.conftest import join_run, run_together
 
 Call = Callable[..., dict[str, Any]]
 PREEMPTED = 143
@@ -62,21 +66,48 @@ def test_sigterm_saves_and_exits_with_143_and_the_same_call_goes_on(call: Call) 
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def train(rank: int, port: int, world_size: int, parameters: dict[str, Any], stop: bool) -> None:
+    """Run in a process of its own: train with the others, to the end or until the SIGTERM that all of them get."""
+    join_run(rank, world_size, port)
+    with sigterm_after_first_step() if stop else nullcontext(), suppress(PreemptedError):
+        osft(**parameters)
+
+
+def train_together(world_size: int, parameters: dict[str, Any], *, stop: bool = False) -> int:
+    """Train in several processes; return how many steps the run has taken."""
+    run_together(train, world_size, world_size, {**parameters, "nproc_per_node": world_size}, stop)
+    return len(read_metrics(Path(parameters["ckpt_output_dir"]) / "metrics.jsonl"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (1, 2), (3, 2)])
-def test_a_run_goes_on_with_as_many_or_other_processes(call: Call, before: int, after: int) -> None:
-    parameters = call("stopped", num_epochs=10, nproc_per_node=before)
-    whole = osft(**call("whole", num_epochs=10, nproc_per_node=before if before == after else 1))
+def test_two_processes_that_were_interrupted_end_bit_for_bit_as_two_that_were_not(call: Call, tmp_path: Path) -> None:
+    steps = [
+        train_together(2, call("whole")),
+        train_together(2, call("interrupted"), stop=True),
+        train_together(2, call("interrupted", resume="must")),
+    ]
 
-    stop_after_first_step(parameters)
-    result = osft(**{**parameters, "nproc_per_node": after, "resume": "must"})
+    assert steps == [8, steps[1], 8]
+    assert steps[1] < 8
+    whole, resumed = (tmp_path / run / "final" / "model.safetensors" for run in ("whole", "interrupted"))
+    assert whole.read_bytes() == resumed.read_bytes()
 
-    losses = [[step.loss for step in read_metrics(run.metrics_file)] for run in (whole, result)]
-    if before == after:
-        assert losses[0] == losses[1]
-        assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(result).items())
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(call: Call, tmp_path: Path) -> None:
+    train_together(1, call("whole", num_epochs=10))
+
+    steps = [
+        train_together(world_size, call("stopped", num_epochs=10, resume=resume), stop=stop)
+        for world_size, resume, stop in ((1, "auto", True), (3, "must", True), (2, "must", False))
+    ]
+
+    assert steps[0] < steps[1] < steps[2] == 20
+    whole, result = (
+        [step.loss for step in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("whole", "stopped")
+    )
     # Sums in another order: roundings of float32, amplified by twenty steps.
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert result == pytest.approx(whole, rel=1e-5)
 
 
 def _no_room() -> None:

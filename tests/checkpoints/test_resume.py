@@ -14,6 +14,7 @@ from osft import osft
 from osft.checkpoints.folder import Marker
 from osft.errors import PreemptedError
 from osft.training.metrics import StepMetrics, read_metrics
+from tests.checkpoints.interruption import sigterm_after_first_step
 
 Call = Callable[..., dict[str, Any]]
 
@@ -23,10 +24,10 @@ def outcome(metrics: StepMetrics) -> tuple[float, ...]:
     return metrics.step, metrics.epoch, metrics.loss, metrics.learning_rate, metrics.gradient_norm
 
 
-def interrupt(parameters: dict[str, Any], terminating: Any) -> None:
+def interrupt(parameters: dict[str, Any]) -> None:
     """Call ``osft()`` and stop it after two steps."""
     with (
-        terminating(),
+        sigterm_after_first_step(),
         pytest.raises(PreemptedError, match=r"stopped by SIGTERM after step \d of 8; .* goes on from there"),
     ):
         osft(**parameters)
@@ -48,13 +49,13 @@ def interrupt(parameters: dict[str, Any], terminating: Any) -> None:
     ids=lambda changes: ", ".join(changes) or "plain",
 )
 def test_a_run_that_was_interrupted_three_times_ends_bit_for_bit_as_one_that_was_not(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path, changes: dict[str, Any]
+    call: Call, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     parameters = call("interrupted", **changes)
     whole = osft(**call("whole", **changes))
 
     for _ in range(3):
-        interrupt(parameters, sigterm_after_first_step)
+        interrupt(parameters)
     result = osft(**parameters)
 
     for folder in (*(["epoch_1", "epoch_4"] if "checkpoint_at_epoch" in changes else []), "final"):
@@ -66,19 +67,17 @@ def test_a_run_that_was_interrupted_three_times_ends_bit_for_bit_as_one_that_was
     assert not (tmp_path / "interrupted" / "checkpoints").exists()
 
 
-def test_a_run_on_raw_data_goes_on_though_it_prepares_them_again(
-    call: Call, sigterm_after_first_step: Any, messages_file: Path
-) -> None:
+def test_a_run_on_raw_data_goes_on_though_it_prepares_them_again(call: Call, messages_file: Path) -> None:
     parameters = call("out", data_path=str(messages_file), use_processed_dataset=False)
-    interrupt(parameters, sigterm_after_first_step)
+    interrupt(parameters)
 
     result = osft(**parameters, resume="must")
 
     assert result.steps == 8
 
 
-def test_the_wall_time_of_all_attempts_adds_up(call: Call, sigterm_after_first_step: Any, tmp_path: Path) -> None:
-    interrupt(call("out"), sigterm_after_first_step)
+def test_the_wall_time_of_all_attempts_adds_up(call: Call, tmp_path: Path) -> None:
+    interrupt(call("out"))
     folder = tmp_path / "out" / "checkpoints" / "step_2"
     marker = Marker.load(folder)
     assert marker is not None
@@ -90,7 +89,7 @@ def test_the_wall_time_of_all_attempts_adds_up(call: Call, sigterm_after_first_s
 
 
 def test_after_a_stop_without_a_save_before_the_error_says_from_where_the_same_call_goes_on(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path
+    call: Call, tmp_path: Path
 ) -> None:
     with (
         sigterm_after_first_step(),
@@ -112,10 +111,8 @@ def test_a_finished_run_that_is_called_again_returns_its_result_at_once(call: Ca
     assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_never_trains_anew_and_removes_what_was_there(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path
-) -> None:
-    interrupt(call("out"), sigterm_after_first_step)
+def test_never_trains_anew_and_removes_what_was_there(call: Call, tmp_path: Path) -> None:
+    interrupt(call("out"))
 
     result = osft(**call("out", resume="never", learning_rate=1e-3))
 
@@ -125,12 +122,12 @@ def test_never_trains_anew_and_removes_what_was_there(
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_configuration_is_refused_with_every_difference_and_nothing_is_lost(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path, finished: bool
+    call: Call, tmp_path: Path, finished: bool
 ) -> None:
     if finished:
         osft(**call("out"))
     else:
-        interrupt(call("out"), sigterm_after_first_step)
+        interrupt(call("out"))
     what = "the result of a finished training" if finished else "a checkpoint"
 
     for resume in ("auto", "must"):
@@ -149,21 +146,19 @@ def test_must_refuses_to_start_where_nothing_is(call: Call, tmp_path: Path) -> N
         osft(**call("out", resume="must"))
 
 
-def test_checkpoints_come_every_n_steps_and_the_newest_stay(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path
-) -> None:
+def test_checkpoints_come_every_n_steps_and_the_newest_stay(call: Call, tmp_path: Path) -> None:
     parameters = call("out", checkpoint_every_steps=1, keep_checkpoints=3)
-    interrupt(parameters, sigterm_after_first_step)
-    interrupt(parameters, sigterm_after_first_step)
+    interrupt(parameters)
+    interrupt(parameters)
 
     kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
 
     assert kept == ["bases", "step_2", "step_3", "step_4"]
 
 
-def test_checkpoints_come_after_minutes(call: Call, sigterm_after_first_step: Any, tmp_path: Path) -> None:
+def test_checkpoints_come_after_minutes(call: Call, tmp_path: Path) -> None:
     # A ten-thousandth of a minute: every step takes longer.
-    interrupt(call("out", checkpoint_every_minutes=1e-4, keep_checkpoints=9), sigterm_after_first_step)
+    interrupt(call("out", checkpoint_every_minutes=1e-4, keep_checkpoints=9))
 
     kept = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
 
@@ -192,10 +187,10 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     parameters = call("out", checkpoint_every_steps=1)
-    interrupt(parameters, sigterm_after_first_step)
+    interrupt(parameters)
     make, words = DAMAGES[damage]
     make(tmp_path / "out" / "checkpoints" / "step_2")
 
@@ -209,9 +204,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 
 @pytest.mark.parametrize("damaged", ["step_2", "bases"])
 def test_without_a_whole_checkpoint_auto_starts_anew_with_a_warning_and_must_refuses(
-    call: Call, sigterm_after_first_step: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str
 ) -> None:
-    interrupt(call("out"), sigterm_after_first_step)
+    interrupt(call("out"))
     _flip(tmp_path / "out" / "checkpoints" / damaged / "__0_0.distcp")
 
     with pytest.raises(RuntimeError, match="there is no whole checkpoint to go on from"):

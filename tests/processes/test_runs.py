@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from osft import osft
-from osft.training.result import TrainingResult
 
 pytestmark = pytest.mark.slow
 
@@ -131,19 +130,6 @@ def in_pod(rank: int, port: int) -> dict[str, str]:
     """Return the environment of one of two pods of Kubeflow Trainer."""
     job = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
     return {**os.environ, **job, "PET_NODE_RANK": str(rank)}
-
-
-def test_two_pods_of_kubeflow_trainer_train_together(
-    tiny_model: Path, messages_file: Path, tmp_path: Path, free_port: int, loss_alone: float,
-    osft_train: Callable[..., subprocess.Popen[str]], call_of_osft: Callable[..., dict[str, Any]],
-) -> None:  # fmt: skip
-    call = call_of_osft(tiny_model, messages_file, tmp_path / "out")
-
-    pods = [osft_train(call, in_pod(rank, free_port)) for rank in range(2)]
-
-    logs = [pod.communicate(timeout=END_SECONDS)[1] for pod in pods]
-    assert [pod.returncode for pod in pods] == [0, 0], logs
-    assert TrainingResult.load(tmp_path / "out").final_loss == pytest.approx(loss_alone, rel=1e-5)
 
 
 def test_a_pod_that_is_stopped_while_it_waits_for_another_ends_at_once_with_the_code_for_preempted(
