@@ -53,7 +53,7 @@ def osft(
 
     Every target weight ``W0`` ends as ``W`` with ``U_k^T (W - W0) = 0`` and ``(W - W0) V_k = 0``, where ``U_k`` and
     ``V_k`` are its leading singular directions (arXiv:2504.07097). What is not a target does not change. Options can
-    choose otherwise (``protect_inputs_of``, ``train_other_parameters``).
+    choose otherwise (``protect_inputs_of``, ``subspace_memory``, ``remember``, ``train_other_parameters``).
 
     ``None`` means the default of :class:`osft.config.TrainingConfig`.
 
@@ -93,7 +93,9 @@ def osft(
         rdzv_id: id that the nodes of one run share; needed with more than one node.
         rdzv_endpoint: ``host:port`` of node 0, on node 0 ``0.0.0.0:port``; needed with more than one node.
         **kwargs: of the native backend the other fields of :class:`osft.config.TrainingConfig`:
-            ``protect_inputs_of``, ``protect_weights``, ``rank_allocation``, ``train_other_parameters``,
+            ``protect_inputs_of``, ``protect_weights``, ``subspace_memory`` (the folder of what earlier runs learnt,
+            which is protected), ``remember`` (leave such a folder, ``memory``), ``calibration`` and ``base_memory``
+            (what the first one of a chain begins with), ``rank_allocation``, ``train_other_parameters``,
             ``save_memory``, ``decomposition_cache``, ``parametrization``, ``step_timeout_minutes``, and ``beta1``,
             ``beta2``, ``eps`` and ``weight_decay`` of AdamW; and those of the states on disk from which the same call
             goes on after an interruption: ``checkpoint_every_steps``, ``checkpoint_every_minutes`` (30 by default),
@@ -197,8 +199,10 @@ def _train_natively(given: dict[str, Any]) -> Any:
 def _check_paths(config: TrainingConfig) -> None:
     if not Path(config.data_path).exists():
         raise MissingPathError(f"data_path '{config.data_path}' does not exist.")
-    if config.protect_inputs_of is not None and not Path(config.protect_inputs_of).exists():
-        raise MissingPathError(f"protect_inputs_of '{config.protect_inputs_of}' does not exist.")
+    for name in ("protect_inputs_of", "subspace_memory", "calibration"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).exists():
+            raise MissingPathError(f"{name} '{path}' does not exist.")
     if config.checkpoint_directory.exists() and not config.checkpoint_directory.is_dir():
         raise ConfigError(f"ckpt_output_dir '{config.ckpt_output_dir}' is a file. Give a folder.")
     looks_local = config.model_path.startswith((".", "/", "~")) or config.model_path.count("/") > 1

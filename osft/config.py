@@ -13,12 +13,13 @@ from osft.errors import ConfigError
 
 FLAGS = (
     "use_liger", "use_processed_dataset", "unmask_messages", "is_pretraining", "checkpoint_at_epoch",
-    "save_final_checkpoint", "protect_weights", "train_other_parameters", "save_memory",
+    "save_final_checkpoint", "protect_weights", "train_other_parameters", "save_memory", "remember",
 )  # fmt: skip
 # bfloat16 resolves changes of 1/256 to 1/512; a moment with this decay changes by up to 1/100 a step.
 MAX_BETA_IN_BFLOAT16 = 0.99
 PARAMETRIZATIONS = ("linear", "factored")
 RANK_ALLOCATIONS = ("uniform", "adaptive")
+BASE_MEMORIES = ("samples", "weights")
 RESUME_CHOICES = ("auto", "never", "must")
 # The seeds of numpy's and PyTorch's generators and torchrun's ids all take this much.
 MAX_WHOLE_NUMBER = 2**32 - 1
@@ -83,6 +84,22 @@ class TrainingConfig:
     protect_weights: bool = True
     """With :attr:`protect_inputs_of`, ``False`` protects the inputs' directions alone; experts in stacks, which have
     no inputs of their own, keep the weights' ones."""
+
+    subspace_memory: str | None = None
+    """Folder of the memory of what the model has learnt so far, which an earlier run left: these directions of the
+    inputs are protected, the weights' own fill what the ratio leaves of the room, and all outputs are free."""
+
+    remember: bool = False
+    """Leave such a memory in ``<ckpt_output_dir>/memory``: :attr:`subspace_memory` and what this run learnt. Without
+    :attr:`subspace_memory` it begins with what the base model must keep, which is then protected."""
+
+    calibration: str | None = None
+    """Text, as JSONL of messages, documents or token ids, that stands for what the base model must keep: where
+    :attr:`remember` begins a memory."""
+
+    base_memory: str = "samples"
+    """Where :attr:`remember` begins a memory without :attr:`calibration`: ``samples``, from texts that the base model
+    samples itself, or ``weights``: the base is not in the memory, and its weights' directions are protected."""
 
     train_other_parameters: bool = False
     """Train embeddings, norms, biases and head as well. They are not protected, so much is forgotten through them."""
@@ -180,8 +197,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require_text(self, "model_path", "data_path", "ckpt_output_dir", "document_column_name")
         _require_text(
-            self, "data_output_dir", "rdzv_endpoint", "protect_inputs_of", "decomposition_cache", optional=True
-        )
+            self, "data_output_dir", "rdzv_endpoint", "protect_inputs_of", "decomposition_cache", "subspace_memory",
+            "calibration", optional=True,
+        )  # fmt: skip
         _require_flag(self, *FLAGS)
         _require_range(self, "unfreeze_rank_ratio", 0.0, 1.0)
         _require_at_least_one(
@@ -199,8 +217,10 @@ class TrainingConfig:
         _check_patterns(self.target_patterns)
         _require_choice(self, "parametrization", PARAMETRIZATIONS)
         _require_choice(self, "rank_allocation", RANK_ALLOCATIONS)
+        _require_choice(self, "base_memory", BASE_MEMORIES)
         _require_choice(self, "resume", RESUME_CHOICES)
         self._check_protection()
+        self._check_memory()
         self._check_data_mode()
         self._check_nodes()
 
@@ -240,6 +260,17 @@ class TrainingConfig:
                 f"beta1={self.beta1}, beta2={self.beta2}: save_memory=True holds at most {MAX_BETA_IN_BFLOAT16}, since "
                 "smaller changes of a moment are lost in bfloat16. Lower them, or leave save_memory out."
             )
+
+    def _check_memory(self) -> None:
+        if self.protect_inputs_of is not None and (self.remember or self.subspace_memory is not None):
+            raise ConfigError(
+                "protect_inputs_of is for a run without a memory. Leave it out, or give the text as calibration, which "
+                "the first run with remember=True takes into its memory."
+            )
+        if self.calibration is not None and not self.remember:
+            raise ConfigError("calibration is for remember=True. Give protect_inputs_of, or remember=True.")
+        if self.calibration is not None and self.base_memory == "weights":
+            raise ConfigError("calibration and base_memory='weights' exclude each other. Leave one of them out.")
 
     def _check_nodes(self) -> None:
         if self.nnodes > 1 and self.rdzv_endpoint is None:

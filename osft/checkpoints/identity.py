@@ -19,23 +19,30 @@ from osft.config import TrainingConfig
 from osft.content_cache import content_key
 from osft.errors import ConfigError, MissingPathError, one_line
 from osft.file_hashes import file_sha256s
+from osft.subspace.inputs import text_file
+from osft.subspace.memory.memory import memory_file
 from osft.workspace import as_json, sha256_of_file
 
 # Raise it when a checkpoint of an earlier version would be read wrongly.
 FORMAT_VERSION = 1
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 FREE_TO_CHANGE = (
-    "model_path", "data_path", "protect_inputs_of", "ckpt_output_dir", "data_output_dir", "decomposition_cache",
+    "model_path", "data_path", "protect_inputs_of", "subspace_memory", "calibration", "ckpt_output_dir",
+    "data_output_dir", "decomposition_cache",
     "checkpoint_every_steps", "checkpoint_every_minutes", "keep_checkpoints", "resume",
     "step_timeout_minutes", "nproc_per_node", "nnodes", "node_rank", "rdzv_id", "rdzv_endpoint",
 )  # fmt: skip
 """Parameters that say where something is, or how the run is carried out; what the paths hold counts by content."""
+MEMORY_PARAMETERS = ("remember", "base_memory")
+"""Parameters that count in a run with a memory alone."""
 
 MODEL_KEY = "base model"
 DATA_KEY = "training data"
 PROTECTED_TEXT_KEY = "text of protect_inputs_of"
 VERSION_KEY = "version of the checkpoints"
-CONTENT_KEYS = (MODEL_KEY, DATA_KEY, PROTECTED_TEXT_KEY)
+MEMORY_KEY = "memory of subspace_memory"
+CALIBRATION_KEY = "text of calibration"
+CONTENT_KEYS = (MODEL_KEY, DATA_KEY, PROTECTED_TEXT_KEY, MEMORY_KEY, CALIBRATION_KEY)
 
 
 def run_identity(config: TrainingConfig, train_data: Path) -> dict[str, Any]:
@@ -49,15 +56,31 @@ def run_identity(config: TrainingConfig, train_data: Path) -> dict[str, Any]:
         EvaluationError: if a file of the model cannot be read.
         MissingPathError: if the model is neither a folder nor one that the Hub or its cache has.
     """
-    parameters = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
-    text = config.protect_inputs_of
+    left_out = (*FREE_TO_CHANGE, *MEMORY_PARAMETERS)
+    parameters = {name: value for name, value in asdict(config).items() if name not in left_out}
     contents = {
         MODEL_KEY: _weights_hash(config),
         DATA_KEY: sha256_of_file(train_data),
-        PROTECTED_TEXT_KEY: sha256_of_file(Path(text)) if text else None,
+        PROTECTED_TEXT_KEY: _text_hash(config.protect_inputs_of),
         VERSION_KEY: FORMAT_VERSION,
     }
-    return as_json({**parameters, **contents})
+    return as_json({**parameters, **contents, **_memory_identity(config)})
+
+
+def _memory_identity(config: TrainingConfig) -> dict[str, Any]:
+    """Return what a run with a memory has besides; nothing for one without, which is what it was before there were."""
+    if not config.remember and config.subspace_memory is None:
+        return {}
+    memory = config.subspace_memory
+    return {
+        **{name: getattr(config, name) for name in MEMORY_PARAMETERS},
+        MEMORY_KEY: sha256_of_file(memory_file(memory)) if memory else None,
+        CALIBRATION_KEY: _text_hash(config.calibration),
+    }
+
+
+def _text_hash(path: str | None) -> str | None:
+    return sha256_of_file(text_file(Path(path))) if path else None
 
 
 def _weights_hash(config: TrainingConfig) -> str:

@@ -14,8 +14,9 @@ Source: the idea is Gradient Projection Memory, Saha et al. 2021, arXiv:2103.097
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -57,9 +58,7 @@ def load_input_samples(
         MissingPathError: if there is no such file.
         DataError: if the first row is of no known kind, or a row is not valid.
     """
-    if (path / TRAIN_NAME).is_file():
-        path = path / TRAIN_NAME
-    file = jsonl_file(path, VALID_NAME)
+    file = text_file(path)
     data_format = _format_of(file, document_column)
     if data_format == "processed":
         return load_samples(file, vocab_size).cut(max_tokens)
@@ -77,6 +76,15 @@ def load_input_samples(
     with TemporaryDirectory() as directory:
         process_dataset(file, Path(directory), processing)
         return load_samples(Path(directory), vocab_size)
+
+
+def text_file(path: Path) -> Path:
+    """Return the file of a text that is given as a file or a folder.
+
+    Raises:
+        MissingPathError: if there is no such file.
+    """
+    return jsonl_file(path / TRAIN_NAME if (path / TRAIN_NAME).is_file() else path, VALID_NAME)
 
 
 def _format_of(file: Path, document_column: str) -> str:
@@ -128,39 +136,83 @@ def run_text(model: PreTrainedModel, batches: Iterable[Tensor]) -> None:
     model.train(was_training)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputPlace:
+    """Where the inputs of a weight are to be seen, also once the weight is trained in another form."""
+
+    modules: tuple[str, ...]
+    """Names of the modules that multiply with it; more than one where blocks share it."""
+
+    inputs: int
+    """Size of the inputs."""
+
+
+def input_places(model: PreTrainedModel, targets: Sequence[Target]) -> dict[str, InputPlace]:
+    """Return where the inputs of each target come in, by its name; to be called before anything is attached.
+
+    Stacks of experts, which share the inputs that a router deals out, are left out.
+
+    Args:
+        model: the weights may be spread over processes, or have no values.
+        targets: what is trained.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    places = {}
+    for target in targets:
+        weight = target_parameter(model, target)
+        if weight.ndim == 2:
+            modules = tuple(names[module] for module, _ in holders(model, target))
+            inputs = weight.shape[1 if target.inputs_are_columns else 0]
+            places[target.name] = InputPlace(modules=modules, inputs=inputs)
+    return places
+
+
 def input_covariances(
     model: PreTrainedModel, targets: Sequence[Target], batches: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Return ``E[x x^T]`` of the inputs of each target, by its name; one forward pass.
+    """Return :func:`covariances_at` all targets but stacks of experts, which have no inputs of their own."""
+    return covariances_at(model, input_places(model, targets), batches)
+
+
+def covariances_at(
+    model: PreTrainedModel, places: Mapping[str, InputPlace], batches: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Return ``E[x x^T]`` of the inputs at each place; one forward pass.
 
     The sums are taken in float32 (float64 for a float64 model): the matrix product adds to them in place, and the
     rounding, some 1e-6 of each entry, lies far below the error of any sample of a text. In float64 those of an
     8-billion-parameter model would not fit on one GPU beside it.
 
     Args:
-        model: with the weights that the targets were found in.
-        targets: stacks of experts, which share the inputs that a router deals out, are left out, as are targets that
-            no token reaches.
+        model: base or trained; one that is spread over processes runs where its weights are whole.
+        places: by the names of the weights; those that no token reaches are left out.
         batches: each ``[samples, tokens]``, without padding.
 
     Returns:
-        ``[inputs, inputs]`` on the weight's device.
+        ``[inputs, inputs]`` on the device of the inputs.
 
     Raises:
         TrainingError: if inputs are not finite.
     """
-    matrices = [target for target in targets if target_parameter(model, target).ndim == 2]
-    sums = {target.name: _InputSum() for target in matrices}
+    sums = {name: _InputSum() for name in places}
     with ExitStack() as hooks:
-        for target in matrices:
-            for module, _ in holders(model, target):
-                hooks.enter_context(module.register_forward_pre_hook(sums[target.name].add, with_kwargs=True))
+        for name, place in places.items():
+            for module in place.modules:
+                hook = model.get_submodule(module).register_forward_pre_hook(sums[name].add, with_kwargs=True)
+                hooks.enter_context(hook)
         run_text(model, batches)
     covariances = {name: total.mean() for name, total in sums.items() if total.tokens}
     for name, covariance in covariances.items():
         if not bool(covariance.diagonal().isfinite().all()):
-            raise TrainingError(f"the inputs of {name} are not finite over the text of protect_inputs_of. Check both.")
+            raise TrainingError(
+                f"the inputs of {name} are not finite over the text that is measured. Check the model and the text."
+            )
     return covariances
+
+
+def first_input(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """Return what a linear layer is called with, ``[..., inputs]``, in a forward pre-hook."""
+    return arguments[0] if arguments else named["input"]
 
 
 class _InputSum:
@@ -172,7 +224,7 @@ class _InputSum:
 
     def add(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Add the inputs ``[..., inputs]``, the first of ``arguments``; a forward pre-hook."""
-        inputs = (arguments[0] if arguments else named["input"]).detach()
+        inputs = first_input(arguments, named).detach()
         inputs = inputs.reshape(-1, inputs.shape[-1]).to(torch.promote_types(inputs.dtype, torch.float32))
         if self.tokens == 0:
             self._sum = inputs.new_zeros(inputs.shape[1], inputs.shape[1])

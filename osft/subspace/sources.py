@@ -30,6 +30,9 @@ from osft.subspace.inputs import (
     load_input_samples,
     protect_input_directions,
 )
+from osft.subspace.memory.budget import warn_over_budget
+from osft.subspace.memory.memory import SubspaceMemory
+from osft.subspace.memory.protecting import protect_memory
 from osft.subspace.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ def choose_source(
     config: TrainingConfig,
     samples: Sequence[Sample],
     cache_folder: Path | None,
+    memory: SubspaceMemory | None = None,
 ) -> Source:
     """Return what says, weight by weight, which directions are protected.
 
@@ -58,6 +62,7 @@ def choose_source(
         config: how much is protected, and of what.
         samples: what is trained on; :data:`ADAPTIVE_SAMPLES` of them, evenly spread, tell the layers' importance.
         cache_folder: where decompositions of weights are kept from run to run; ``None``: nowhere.
+        memory: what of the weights' inputs is to be protected, the same in every process.
 
     Raises:
         MissingPathError: if ``protect_inputs_of`` does not exist.
@@ -75,6 +80,10 @@ def choose_source(
         own_targets = [target for target in targets if owners.get(target.name, rank) == rank]
         covariances = _measure_inputs(model, own_targets, config, ratios)
         source = _InputDirections(targets, ratios, covariances, otherwise=source, join_weights=config.protect_weights)
+    if memory is not None:
+        if rank == 0:
+            warn_over_budget(memory, config.unfreeze_rank_ratio)
+        source = _RememberedDirections(targets, ratios, memory, otherwise=source)
     return _Reporting(source, cache, total=list(owners.values()).count(rank))
 
 
@@ -173,6 +182,24 @@ class _InputDirections:
             inputs_are_columns=target.inputs_are_columns,
             join_weights=self._join_weights,
         )
+
+
+class _RememberedDirections:
+    """The directions of a weight's inputs that a memory knows, where it does."""
+
+    def __init__(
+        self, targets: Sequence[Target], ratios: Mapping[str, float], memory: SubspaceMemory, *, otherwise: Source
+    ) -> None:
+        self._targets = {target.name: target for target in targets}
+        self._ratios = ratios
+        self._groups = {name: group for group in memory.groups for name in group.targets}
+        self._otherwise = otherwise
+
+    def __call__(self, name: str, weight: Tensor) -> ProtectedSubspace:
+        if name not in self._groups:
+            return self._otherwise(name, weight)
+        columns = self._targets[name].inputs_are_columns
+        return protect_memory(weight, self._groups[name], self._ratios[name], inputs_are_columns=columns)
 
 
 class _Reporting:

@@ -30,6 +30,7 @@ from osft.processes.preemption import Preemption
 from osft.processes.watch import HangWatch
 from osft.subspace.attach import merge, project_gradients
 from osft.subspace.exchange import gather
+from osft.subspace.memory.chain import finish_memory, remove_base_memory
 from osft.training.attention import Forward, choose_forward
 from osft.training.batches import StepPlan, collate, count_steps, idle_sample, plan_epoch
 from osft.training.loss import summed_loss
@@ -52,7 +53,8 @@ FINAL_CHECKPOINT_NAME = "final"
 def train(config: TrainingConfig) -> None:
     """Run the training that ``config`` describes; every process must call this.
 
-    The first process leaves ``metrics.jsonl``, ``loss.html``, the checkpoints, and, last, ``training.json``.
+    The first process leaves ``metrics.jsonl``, ``loss.html``, the checkpoints, with ``remember`` the ``memory``, and,
+    last, ``training.json``.
 
     Raises:
         ConfigError: if a target pattern matches nothing, the scheduler refuses its arguments, or what is in the
@@ -87,9 +89,12 @@ def train(config: TrainingConfig) -> None:
         run = _Run(config, prepared, samples, processes, watch, checkpoints, preemption)
         preemption.defer()
         run.train()
+        if config.remember:
+            run.remember(prepared)
         if processes.is_first:
             _write_result(run)
         checkpoints.finish()
+        remove_base_memory(config)
 
 
 def _load_fitting_samples(config: TrainingConfig, path: Path, model: PreTrainedModel) -> Samples:
@@ -171,6 +176,20 @@ class _Run:
         self.watch.entered("saving the model")
         if self.config.save_final_checkpoint:
             self._save(directory / FINAL_CHECKPOINT_NAME)
+
+    def remember(self, prepared: PreparedModel) -> None:
+        """Write what was learnt before and what this run learnt, for the runs that start from its model."""
+        # Its moments are as large as what is trained, and no step follows.
+        self.optimizer.state.clear()
+        finish_memory(
+            prepared.memory,
+            self.model,
+            prepared.places,
+            self.samples,
+            self.config,
+            self.with_weights,
+            self.watch.entered,
+        )
 
     def _steps_left(self, epoch: int, forward: Forward) -> Iterator[StepPlan]:
         """Yield the steps of ``epoch`` that are not taken yet."""

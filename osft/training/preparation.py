@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,9 @@ from osft.errors import ConfigError
 from osft.processes.group import Processes
 from osft.subspace.attach import Source, attach
 from osft.subspace.exchange import spread
+from osft.subspace.inputs import InputPlace, input_places
+from osft.subspace.memory.chain import begin_memory
+from osft.subspace.memory.memory import SubspaceMemory
 from osft.subspace.sources import choose_source
 from osft.subspace.targets import Target, find_targets
 from osft.training.liger import apply_liger
@@ -34,6 +37,12 @@ class PreparedModel:
     loaded: LoadedModel
     with_weights: Callable[..., Any]
     """Calls a function with arguments where the weights are there; the forward passes of a step belong inside."""
+
+    places: Mapping[str, InputPlace]
+    """Where the inputs of the targets come in, by their names."""
+
+    memory: SubspaceMemory | None
+    """What is protected of what was learnt before this run, where a memory is asked for."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -60,13 +69,14 @@ def prepare_model(
         entered: is told of each part of the work when it begins, in every process of the same ones.
 
     Raises:
-        ConfigError: if a target pattern matches nothing, or several processes are to train the factored reference.
-        DataError: if the text of ``protect_inputs_of`` is not what it should be.
+        ConfigError: if a target pattern matches nothing, several processes are to train the factored reference, or
+            the memory is of another model.
+        DataError: if the text of ``protect_inputs_of`` or ``calibration`` is not what it should be.
+        MissingPathError: if there is no memory in ``subspace_memory``.
     """
     start, num_parameters = time.monotonic(), loaded.model.num_parameters()
     if processes.world_size == 1:
-        prepared = PreparedModel(loaded=loaded, with_weights=_call)
-        targets = _attach_all(loaded.model, config, samples, protect)
+        prepared, targets = _attach_all(loaded, config, samples, protect, entered)
     else:
         prepared, targets = _spread(loaded, config, samples, processes, protect, entered)
     model = prepared.model
@@ -86,21 +96,28 @@ def count_trainable(model: nn.Module) -> int:
 
 
 def _attach_all(
-    model: PreTrainedModel, config: TrainingConfig, samples: Sequence[Sample], protect: Source | None
-) -> list[Target]:
+    loaded: LoadedModel,
+    config: TrainingConfig,
+    samples: Sequence[Sample],
+    protect: Source | None,
+    entered: Callable[[str], None],
+) -> tuple[PreparedModel, list[Target]]:
     """Attach to a model that this process has for itself."""
+    model = loaded.model
     if config.use_liger:
         apply_liger(model)
     targets = find_targets(model, config.target_patterns)
+    places = input_places(model, targets)
+    memory = begin_memory(model, places, config, goes_on=protect is not None, entered=entered)
     attach(
         model,
         targets,
-        protect or _choose_source(model, targets, config, samples),
+        protect or _choose_source(model, targets, config, samples, memory),
         factored=config.parametrization == "factored",
         train_other_parameters=config.train_other_parameters,
         offload=config.save_memory and model.device.type == "cuda",
     )
-    return targets
+    return PreparedModel(loaded=loaded, with_weights=_call, places=places, memory=memory), targets
 
 
 def _spread(
@@ -121,8 +138,11 @@ def _spread(
     if config.use_liger:
         apply_liger(model)
     targets = find_targets(model, config.target_patterns)
+    places = input_places(model, targets)
+    memory = begin_memory(loaded.model, places, config, goes_on=protect is not None, entered=entered)
     if protect is None:
-        protect = spread(_choose_source(loaded.model, targets, config, samples), loaded.model, targets, entered)
+        source = _choose_source(loaded.model, targets, config, samples, memory)
+        protect = spread(source, loaded.model, targets, entered)
     root = shard(
         model,
         loaded.model,
@@ -131,14 +151,19 @@ def _spread(
         train_other_parameters=config.train_other_parameters,
         entered=entered,
     )
-    return PreparedModel(loaded=replace(loaded, model=model), with_weights=root), targets
+    spread_model = replace(loaded, model=model)
+    return PreparedModel(loaded=spread_model, with_weights=root, places=places, memory=memory), targets
 
 
 def _choose_source(
-    model: PreTrainedModel, targets: Sequence[Target], config: TrainingConfig, samples: Sequence[Sample]
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    config: TrainingConfig,
+    samples: Sequence[Sample],
+    memory: SubspaceMemory | None,
 ) -> Source:
     cache = Path(config.decomposition_cache) if config.decomposition_cache else None
-    return choose_source(model, targets, config, samples, cache)
+    return choose_source(model, targets, config, samples, cache, memory)
 
 
 def _call(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -82,6 +82,47 @@ def test_the_text_of_protect_inputs_of_counts_by_its_bytes(call: Call, tmp_path:
     assert differences(one, other) == ["the text of protect_inputs_of has other contents"]
 
 
+def test_a_text_may_be_given_as_a_folder(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "valid.jsonl").write_text("words")
+
+    one, same = (identity(call, protect_inputs_of=str(path)) for path in (tmp_path, tmp_path / "valid.jsonl"))
+
+    assert differences(one, same) == []
+
+
+def test_a_run_without_a_memory_has_the_identity_that_it_had_before_there_were_any(call: Call) -> None:
+    plain = identity(call)
+
+    assert not any(word in name for name in plain for word in ("memory of", "remember", "base_memory", "calibration"))
+
+
+def test_what_a_memory_is_made_from_counts_by_its_bytes_and_not_by_its_place(call: Call, tmp_path: Path) -> None:
+    for name in ("one", "same", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.safetensors").write_text("other" if name == "other" else "memory")
+        (tmp_path / f"{name}.jsonl").write_text("other" if name == "other" else "text")
+
+    one, same, other = (
+        identity(call, remember=True, subspace_memory=str(tmp_path / name), calibration=str(tmp_path / f"{name}.jsonl"))
+        for name in ("one", "same", "other")
+    )
+
+    assert differences(one, same) == []
+    assert sorted(differences(one, other)) == [
+        "the memory of subspace_memory has other contents",
+        "the text of calibration has other contents",
+    ]
+
+
+def test_to_remember_is_a_difference_and_so_is_what_the_memory_begins_with(call: Call) -> None:
+    plain, samples = identity(call), identity(call, remember=True)
+
+    assert "remember was None, is True" in differences(plain, samples)
+    assert differences(samples, identity(call, remember=True, base_memory="weights")) == [
+        "base_memory was 'samples', is 'weights'"
+    ]
+
+
 def test_a_model_that_is_nowhere_is_a_missing_path(call: Call) -> None:
     with pytest.raises(FileNotFoundError, match="model_path 'nobody/no-model' is neither a folder nor a reachable"):
         identity(call, model_path="nobody/no-model")

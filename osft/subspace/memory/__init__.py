@@ -1,0 +1,1 @@
+"""What a chain of runs must keep: the inputs' covariances of everything learnt, without any data."""

@@ -1,0 +1,99 @@
+"""The covariances of a model's inputs, one for each group of weights that share them, in little memory at a time.
+
+All covariances of an 8-billion-parameter model take 33 GB in float32. They are measured in rounds of at most
+:data:`ROUND_BYTES` for each process; a round is one forward pass over the text, which costs seconds. In a run of
+several processes each sums up its share of the groups; the forward passes all take together.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from osft.data.samples import Sample, token_lengths
+from osft.subspace.inputs import InputPlace, covariances_at, equal_length_batches
+from osft.subspace.memory.groups import Group, find_groups
+
+# Beside a model that has just been trained; the largest covariance of the usual 8-billion-parameter models has 0.8 GB.
+ROUND_BYTES = 8 * 10**9
+BYTES_PER_VALUE = 4
+
+Call = Callable[..., Any]
+"""Calls a function with arguments where the weights of a model are there."""
+
+
+def spread_samples(samples: Sequence[Sample], max_tokens: int) -> list[Sample]:
+    """Return samples at even distances over the whole, as many as have ``max_tokens`` together, at least one."""
+    lengths = token_lengths(samples)
+    count = max(1, min(len(samples), int(max_tokens / max(1.0, float(lengths.mean())))))
+    chosen = np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))
+    return [samples[index] for index in chosen.tolist()]
+
+
+def measure_groups(
+    model: PreTrainedModel,
+    places: Mapping[str, InputPlace],
+    samples: Sequence[Sample],
+    max_tokens_at_once: int,
+    call: Call,
+) -> Iterator[tuple[int, Group, Tensor | None]]:
+    """Yield number, weights and covariance of each group of weights that share an input.
+
+    Every process must exhaust this, and gets the same groups in the same order; ``None`` in place of a covariance that
+    is another process's to work on, or where no token comes by. A covariance is freed once its user lets go of it.
+
+    Args:
+        model: base or trained.
+        places: by the names of the weights, where their inputs come in.
+        samples: the text.
+        max_tokens_at_once: most tokens that are taken through the model at once.
+        call: calls a function where the weights are whole.
+    """
+    batches = list(equal_length_batches(samples, max_tokens_at_once))
+    groups = call(find_groups, model, places, batches[0])
+    process, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    inputs = [places[group[0]].inputs for group in groups]
+    owners = group_owners(inputs, world_size)
+    for numbers in rounds(inputs, owners):
+        mine = [number for number in numbers if owners[number] == process]
+        firsts = {groups[number][0]: places[groups[number][0]] for number in mine}
+        covariances = call(covariances_at, model, firsts, batches)
+        for number in numbers:
+            yield number, groups[number], covariances.pop(groups[number][0], None)
+
+
+def group_owners(inputs: Sequence[int], world_size: int) -> list[int]:
+    """Return which process measures each group; groups of one size are dealt out in turn.
+
+    Args:
+        inputs: size of the inputs of each group.
+        world_size: processes of the run.
+    """
+    owners = [0] * len(inputs)
+    for turn, number in enumerate(sorted(range(len(inputs)), key=lambda number: -inputs[number])):
+        owners[number] = turn % world_size
+    return owners
+
+
+def rounds(inputs: Sequence[int], owners: Sequence[int], round_bytes: int = ROUND_BYTES) -> list[list[int]]:
+    """Return the numbers of the groups that are measured in each round, the same in every process.
+
+    Args:
+        inputs: size of the inputs of each group.
+        owners: the process that measures each.
+        round_bytes: what the covariances of one process may take in a round; a larger one has a round of its own.
+    """
+    found: list[list[int]] = [[]]
+    taken: Counter[int] = Counter()
+    for number, (size, owner) in enumerate(zip(inputs, owners, strict=True)):
+        needed = size**2 * BYTES_PER_VALUE
+        if taken[owner] and taken[owner] + needed > round_bytes:
+            found.append([])
+            taken.clear()
+        found[-1].append(number)
+        taken[owner] += needed
+    return found
