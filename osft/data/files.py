@@ -8,6 +8,7 @@ ROWS_NAME = "rows.jsonl"
 SOURCE_NAME = "source.json"
 VALID_NAME = "valid.jsonl"
 QUARANTINE_NAME = "quarantine.jsonl"
+SEEN_ROWS_NAME = "seen_rows.bin"
 TRAIN_NAME = "train.parquet"
 HOLDOUT_NAME = "holdout.parquet"
 # Names of their own, so that the steps may share a folder.

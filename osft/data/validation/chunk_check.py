@@ -8,6 +8,7 @@ import base64
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ import orjson
 from numpy.typing import NDArray
 
 from osft.data.chunks import Chunk
+from osft.data.increments.increment import Increment
+from osft.data.increments.seen_rows import SeenRows, split_hashes
 from osft.data.validation.conversions import recognize
-from osft.data.validation.duplicates import hash_row, row_records
+from osft.data.validation.duplicates import row_records
 from osft.data.validation.findings import Finding, Origins, RowProblem
-from osft.data.validation.row_examiner import RowExaminer, RowRules
+from osft.data.validation.row_examiner import RowExaminer, RowRules, Unwanted
 from osft.data.validation.rows import parse_row
 from osft.errors import DataError
 
@@ -33,6 +36,7 @@ class ChunkSettings:
     path: Path
     rules: RowRules
     origins: Origins
+    increment: Increment
     chunk_bytes: int
     """Size that the chunks were cut to, but for their last line."""
 
@@ -50,6 +54,10 @@ class ChunkResult:
     """Lines that are not blank, counted apart from all that follows."""
 
     blank_lines: int = 0
+    rows_too_old: int = 0
+    rows_seen: int = 0
+    """Valid rows that earlier runs had."""
+
     ranges: list[tuple[int, int]] = field(default_factory=list)
     """First byte and size of what is to be copied from the file, if rows stay as they are."""
 
@@ -69,8 +77,8 @@ class ChunkResult:
     row_bytes: Counter[int] = field(default_factory=Counter)
     """Power of two that bounds the bytes of a row -> valid rows."""
 
-    rows: NDArray[np.void] = field(default_factory=lambda: row_records(b"", (), ()))
-    """Hash, line and offset of the valid rows."""
+    rows: NDArray[np.void] = field(default_factory=lambda: row_records(split_hashes(b""), (), ()))
+    """Hash, line and offset of the rows that are taken: the valid ones, without those of earlier runs."""
 
 
 def check_chunk(chunk: Chunk, settings: ChunkSettings) -> ChunkResult:
@@ -126,11 +134,11 @@ class _ChunkCheck:
         self._settings = settings
         self._result = result
         self._examiner = RowExaminer(settings.rules)
-        self._hashes: list[bytes] = []
         self._lines: list[int] = []
         self._offsets: list[int] = []
         self._sizes: list[int] = []
         self._written: list[bytes] = []
+        self._marks: list[tuple[int, int, int]] = []
         self._quarantine: list[bytes] = []
 
     def take_lines(self, data: bytes, offset: int, first_line: int) -> None:
@@ -157,12 +165,17 @@ class _ChunkCheck:
 
     def finish(self, end: int) -> ChunkResult:
         """Return what was found in the chunk, which ends before byte ``end``."""
-        result, facts = self._result, self._examiner.facts
-        sizes = np.array(self._sizes, dtype=np.int64)
-        result.rows = row_records(b"".join(self._hashes), self._lines, self._offsets)
+        result, hashes = self._result, split_hashes(b"".join(self._examiner.hashes))
+        result.rows = row_records(hashes, self._lines, self._offsets)
+        if self._settings.increment.seen_rows:
+            is_seen = SeenRows(self._settings.increment.seen_rows).contain(*hashes)
+            result.rows_seen = int(is_seen.sum())
+            if not self._settings.increment.force:
+                self._leave_out(is_seen)
+        sizes, facts = np.array(self._sizes, dtype=np.int64), self._examiner.facts
         if self._settings.rules.converts:
             result.converted = b"".join(line + b"\n" for line in self._written)
-            result.valid_shapes = self._examiner.valid_shapes
+            result.valid_shapes.update(self._examiner.valid_shapes)
             result.invalid_shapes = self._examiner.invalid_shapes
         else:
             result.ranges = _join(result.rows["offset"], sizes, end)
@@ -175,13 +188,23 @@ class _ChunkCheck:
         result.row_bytes.update(np.frexp((sizes - 1).astype(np.float64))[1].tolist())
         return result
 
+    def _leave_out(self, is_left_out: NDArray[np.bool_]) -> None:
+        """Forget valid rows, and what was noted of them."""
+        taken = (~is_left_out).tolist()
+        self._result.rows = self._result.rows[~is_left_out]
+        self._sizes = list(compress(self._sizes, taken))
+        self._written = list(compress(self._written, taken))
+        self._examiner.valid_shapes = list(compress(self._examiner.valid_shapes, taken))
+        self._examiner.facts = self._examiner.facts.select(self._marks, taken)
+
     def _keep(self, line: int, offset: int, raw: bytes, written: bytes) -> None:
         """Note one valid row."""
-        self._hashes.append(hash_row(raw))
         self._lines.append(line)
         self._offsets.append(offset)
         self._sizes.append(len(raw))
         self._written.append(written)
+        if self._settings.increment.seen_rows:
+            self._marks.append(self._examiner.facts.mark())
 
     def _look_closer(self, line: int, offset: int, raw: bytes) -> None:
         """Put a line where it belongs, with every problem that it has."""
@@ -194,6 +217,9 @@ class _ChunkCheck:
         verdict = self._examiner.examine(raw)
         if isinstance(verdict, bytes):
             self._keep(line, offset, raw, verdict)
+            return
+        if isinstance(verdict, Unwanted):
+            self._result.rows_too_old += 1
             return
         self._quarantine_row(line, offset, len(raw), verdict, raw)
 

@@ -1,12 +1,13 @@
 """Rows that are there more than once, found by their hashes without keeping them in memory.
 
-Each row leaves a record of 24 bytes in one of several files, chosen by the first bits of its hash, so that equal rows
-meet in one file. In the end one file after the other is sorted. Their number follows from the size of the rows'
-file, so that one of them fits in memory whatever that is. With 64 bits, two different rows of ten million have equal
-hashes with a probability below 1 in 100,000.
+Equal are rows in which the same is trained (:mod:`osft.data.increments.row_hash`). Each leaves a record of 32 bytes in
+one of several files, chosen by the first bits of its hash, so that equal rows meet in one file. In the end one file
+after the other is sorted, and what is sorted goes into the file by which later runs know these rows. The number of
+files follows from the size of the rows' file, so that one of them fits in memory whatever that is. Two rows are
+compared by 64 bits of their hashes here: those of two different rows of ten million are equal with a probability below
+1 in 100,000.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HASH_BYTES = 8
-ROW_RECORD = np.dtype([("hash", "<u8"), ("line", "<i8"), ("offset", "<i8")])
+from osft.data.increments.seen_rows import HashParts, write_seen_rows
+
+ROW_RECORD = np.dtype([("hash", "<u8"), ("rest", "<u8"), ("line", "<i8"), ("offset", "<i8")])
 DUPLICATE_RECORD = np.dtype([("line", "<i8"), ("offset", "<i8"), ("first_line", "<i8")])
-# A file of hashes for each of these: 4 million of the shortest rows, 100 MB of records, if every row is that short.
+# A file of hashes for each of these: 4 million of the shortest rows, 130 MB of records, if every row is that short.
 BYTES_PER_FILE = 1 << 28
 # Open files of a process are limited, often to 1,024.
 MAX_FILES = 256
@@ -37,15 +39,10 @@ class Duplicates:
     """Of the first of them :data:`DUPLICATE_RECORD`, in the order of lines."""
 
 
-def hash_row(raw: bytes) -> bytes:
-    """Return the hash of a line, white space around it left out; :data:`HASH_BYTES` bytes."""
-    return hashlib.blake2b(raw.strip(), digest_size=HASH_BYTES).digest()
-
-
-def row_records(hashes: bytes, lines: Sequence[int], offsets: Sequence[int]) -> NDArray[np.void]:
-    """Return :data:`ROW_RECORD` for rows whose hashes are ``hashes``, one behind the other."""
+def row_records(hashes: tuple[HashParts, HashParts], lines: Sequence[int], offsets: Sequence[int]) -> NDArray[np.void]:
+    """Return :data:`ROW_RECORD` for rows, each of the arguments having one value a row."""
     records = np.empty(len(lines), dtype=ROW_RECORD)
-    records["hash"] = np.frombuffer(hashes, dtype="<u8")
+    records["hash"], records["rest"] = hashes
     records["line"] = lines
     records["offset"] = offsets
     return records
@@ -75,16 +72,23 @@ class RowHashes:
         for index, part in self._parts(records):
             part.tofile(self._files[index])
 
-    def find(self, most: int) -> Duplicates:
-        """Return the rows that equal an earlier one, of them the first ``most`` by name."""
+    def find(self, most: int, seen_rows: Path) -> Duplicates:
+        """Return the rows that equal an earlier one, of them the first ``most`` by name.
+
+        The hashes of all rows go to the file ``seen_rows``.
+        """
         rows = 0
         first = np.empty(0, dtype=DUPLICATE_RECORD)
-        for file in self._files:
-            file.flush()
-            file.seek(0)
-            repeated, found = _equal_to_earlier(np.fromfile(file, dtype=ROW_RECORD), most)
-            rows += repeated
-            first = np.sort(np.concatenate([first, found]), order="line")[:most]
+        with write_seen_rows(seen_rows) as seen:
+            for file in self._files:
+                file.flush()
+                file.seek(0)
+                records = np.fromfile(file, dtype=ROW_RECORD)
+                order = np.argsort(records["hash"], kind="stable")
+                seen.add(records["hash"][order], records["rest"][order])
+                repeated, found = _equal_to_earlier(records, order, most)
+                rows += repeated
+                first = np.sort(np.concatenate([first, found]), order="line")[:most]
         return Duplicates(rows=rows, first=first)
 
     def _parts(self, records: NDArray[np.void]) -> Iterator[tuple[int, NDArray[np.void]]]:
@@ -100,14 +104,14 @@ class RowHashes:
                 yield index, part
 
 
-def _equal_to_earlier(records: NDArray[np.void], most: int) -> tuple[int, NDArray[np.void]]:
+def _equal_to_earlier(records: NDArray[np.void], order: NDArray[np.intp], most: int) -> tuple[int, NDArray[np.void]]:
     """Return how many records have the hash of an earlier one, and :data:`DUPLICATE_RECORD` of the first ``most``.
 
     Args:
         records: in the order of lines.
+        order: that of their hashes, and of lines among equal ones.
         most: more are counted only.
     """
-    order = np.argsort(records["hash"], kind="stable")
     is_first = np.ones(len(records), dtype=bool)
     # Lines were written in order and the sort is stable, so the first of a group is the earliest.
     is_first[1:] = records["hash"][order[1:]] != records["hash"][order[:-1]]

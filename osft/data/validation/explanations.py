@@ -18,7 +18,7 @@ EXPLANATIONS = {
     "document-has-nul": _TEXT_NUL,
     "document-missing": "The column that holds a document's text is named by document_column.",
     "duplicate-key": "JSON readers keep one of the two values without a word; it is not for us to choose.",
-    "duplicate-row": "The same line stands further up, so it weighs twice. Both are trained.",
+    "duplicate-row": "The same is trained in a row further up, so it weighs twice. Both are trained.",
     "format-unknown": "Rows are known by their keys: messages; conversations; instruction and output; prompt and "
     "completion; input_ids and labels; or the column that document_column names. Rename the columns of the source.",
     "label-negative": "A label is the id of the token to learn, or -100 where nothing is learnt.",
@@ -46,6 +46,9 @@ EXPLANATIONS = {
     "sharegpt-tool-turn": "Tool calls have no place in the messages format. Remove these rows from the source.",
     "system-not-first": "Chat templates put the system message at the start.",
     "system-repeated": "Join the system messages into one at the start.",
+    "time-missing": "With data_since every row needs its time; data_time_column names the key that holds it.",
+    "time-unreadable": "A time is ISO 8601 text (2026-11-01T02:00:00Z), or seconds or milliseconds since 1970. Without "
+    "a zone it is UTC.",
     "too-deep": "Lists and objects stand in each other more often than any real row needs.",
     "too-many-turns": "So long a conversation mostly comes from rows joined by mistake. Split it.",
     "truncated-line": "A line ends in the middle. The last one of a file: it was cut off, and rows may be missing "

@@ -59,7 +59,7 @@ def write_validation_page(report: ValidationReport, target: Path) -> None:
         open_groups=OPEN_GROUPS,
         valid_share=format_share(report.rows_valid, report.rows_in) if report.rows_in else "",
         quarantined_share=format_share(report.rows_quarantined, report.rows_in) if report.rows_in else "",
-        shapes=[(shape, rows, output_format(shape)) for shape, rows in report.shapes.items()],
+        shapes=[(shape, rows, output_format(shape)) for shape, rows in report.shapes.items() if rows],
         roles=_bars(report.roles),
         charts=_charts(report),
         extra_keys=_most_common(report.extra_keys, MAX_KEYS),
@@ -70,10 +70,14 @@ def verdict_sentence(report: ValidationReport) -> str:
     """Return the outcome in one sentence."""
     if report.rows_in == 0:
         return f"{report.source} holds no rows."
+    if report.accepted and not report.has_new_rows:
+        return f"There is nothing new in {report.source}."
+    if report.rows_quarantined == 0 and report.rows_valid < report.rows_in:
+        return f"{plural(report.rows_valid, 'row')} of {report.source} can be used, of {format_count(report.rows_in)}."
     if report.rows_quarantined == 0:
         rows = "The only row" if report.rows_in == 1 else f"All {format_count(report.rows_in)} rows"
         return f"{rows} of {report.source} can be used."
-    invalid = f"{format_count(report.rows_quarantined)} of {plural(report.rows_in, 'row')}"
+    invalid = f"{format_count(report.rows_quarantined)} of {plural(report.rows_examined, 'row')}"
     if report.accepted:
         return f"{report.source} goes on without {invalid}."
     return f"{report.source} was refused: {invalid} cannot be used."
@@ -89,11 +93,15 @@ def next_steps(report: ValidationReport) -> list[str]:
             "Mend the rows below in the source and run the step again. quarantine.jsonl holds each row with what was "
             "found in it."
         )
-        if report.rows_valid:
-            needed = math.ceil(report.rows_quarantined / report.rows_in * 10_000) / 10_000
+        if report.rows_quarantined < report.rows_examined:
+            needed = math.ceil(report.rows_quarantined / report.rows_examined * 10_000) / 10_000
             steps.append(f"Or go on without them: on_invalid=drop with max_invalid_fraction={needed:g} or more.")
     else:
-        steps.append(f"{plural(report.rows_valid, 'row')} can go on to processing.")
+        steps.append(
+            f"{plural(report.rows_valid, 'row')} can go on to processing."
+            if report.has_new_rows
+            else "Nothing: without new rows a run ends here. To train on rows of earlier runs again, set train_force."
+        )
         if report.rows_quarantined:
             steps.append(
                 "Look at what was left out below; quarantine.jsonl holds these rows, to be mended and added again."
@@ -110,16 +118,18 @@ def next_steps(report: ValidationReport) -> list[str]:
 
 
 def _reason(report: ValidationReport) -> str:
-    """Say by which rule the rows were accepted or refused."""
-    if report.rows_in == 0 or report.rows_quarantined == 0:
+    """Say by which rule the rows were accepted or refused, or why there is nothing new."""
+    if report.rows_in == 0 or (report.rows_quarantined == 0 and report.has_new_rows):
         return ""
-    share = format_share(report.rows_quarantined, report.rows_in)
+    if report.accepted and not report.has_new_rows:
+        return report.why_nothing_new
+    share = format_share(report.rows_quarantined, report.rows_examined)
     if report.on_invalid == "fail":
         return f"{share} of the rows are invalid, and on_invalid is fail: one such row refuses the file."
     limit = f"max_invalid_fraction {report.max_invalid_fraction:g}"
-    if report.rows_quarantined / report.rows_in > report.max_invalid_fraction:
+    if report.rows_quarantined / report.rows_examined > report.max_invalid_fraction:
         return f"{share} of the rows are invalid, more than {limit}."
-    if report.rows_valid == 0:
+    if report.rows_quarantined == report.rows_examined:
         return "No valid row is left."
     return f"{share} of the rows are invalid, within {limit}; they were put aside."
 

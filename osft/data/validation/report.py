@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from osft.data.validation.chunk_check import ChunkResult, ChunkSettings
 from osft.data.validation.duplicates import Duplicates
 from osft.data.validation.findings import Finding
-from osft.data.validation.row_examiner import RowRules
 from osft.data.validation.rows import ROLES
 
 # The report is read by people and by the UI; quarantine.jsonl keeps every row with its findings.
@@ -35,10 +34,31 @@ class ValidationReport:
     """Shape that valid rows had -> how many; all but those of ``output_format`` were converted."""
 
     rows_in: int
-    """Lines that are not blank: ``rows_valid + rows_quarantined``."""
+    """Lines that are not blank: ``rows_valid + rows_quarantined``, and those of an increment's that are left out."""
 
     rows_valid: int
+    """Rows of ``valid.jsonl``; all that follows about valid rows is about these."""
+
     rows_quarantined: int
+    rows_too_old: int
+    """Rows from before ``since``; left out, and not looked at any further."""
+
+    rows_seen: int
+    """Valid rows that earlier runs had, trained or held out; left out, unless ``force``."""
+
+    since: str | None
+    """Time from which on rows were taken, in UTC; ``None``: of any time."""
+
+    time_column: str | None
+    seen_files: int
+    """Earlier runs whose rows are known."""
+
+    force: bool
+    """Whether the rows of earlier runs were kept."""
+
+    unchanged_since: str | None
+    """The version whose run had the same source, byte for byte."""
+
     blank_lines: int
     findings: tuple[Finding, ...]
     """The first :data:`MAX_REPORTED_FINDINGS`, in the order of lines."""
@@ -72,6 +92,28 @@ class ValidationReport:
     accepted: bool
     """Whether the valid rows may be used."""
 
+    @property
+    def has_new_rows(self) -> bool:
+        """Whether a row is left to be trained; of an accepted file only earlier runs or the time leave none."""
+        return self.rows_valid > 0
+
+    @property
+    def why_nothing_new(self) -> str:
+        """Why no row is left, in a few sentences; empty if one is."""
+        if self.has_new_rows:
+            return ""
+        reasons = [f"Valid rows, all of which earlier runs had: {self.rows_seen}."] if self.rows_seen else []
+        if self.rows_too_old:
+            reasons.append(f"Rows from before {self.since}: {self.rows_too_old}.")
+        if self.unchanged_since:
+            reasons.insert(0, f"The source is the same as that of {self.unchanged_since}, byte for byte.")
+        return " ".join(reasons)
+
+    @property
+    def rows_examined(self) -> int:
+        """Rows of which every one was checked: all but those that are too old."""
+        return self.rows_in - self.rows_too_old
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Acceptance:
@@ -89,6 +131,8 @@ class Tally:
     rows_valid: int = 0
     rows_quarantined: int = 0
     blank_lines: int = 0
+    rows_too_old: int = 0
+    rows_seen: int = 0
     findings: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     rows_duplicated: int = 0
@@ -104,6 +148,8 @@ class Tally:
         """Add what was found in the next chunk; the rows that were written are counted by who writes them."""
         self.rows_in += result.rows_in
         self.blank_lines += result.blank_lines
+        self.rows_too_old += result.rows_too_old
+        self.rows_seen += result.rows_seen
         self.findings += result.findings[: MAX_REPORTED_FINDINGS - len(self.findings)]
         self.codes.update(result.codes)
         self.valid_shapes.update(result.valid_shapes)
@@ -131,16 +177,25 @@ class Tally:
             )
             self.warnings.append(warning)
 
-    def report(self, file: str, rules: RowRules, acceptance: Acceptance, *, accepted: bool) -> ValidationReport:
-        """Return the report on ``file``."""
+    def report(self, settings: ChunkSettings, acceptance: Acceptance, *, accepted: bool) -> ValidationReport:
+        """Return the report on the file of ``settings``."""
+        rules, increment = settings.rules, settings.increment
+        since, time_column = increment.since, increment.time_column if increment.since else None
         return ValidationReport(
-            source=file,
+            source=settings.path.name,
             data_format=rules.data_format,
             output_format=rules.output_format,
             shapes=dict(self.valid_shapes.most_common()),
             rows_in=self.rows_in,
             rows_valid=self.rows_valid,
             rows_quarantined=self.rows_quarantined,
+            rows_too_old=self.rows_too_old,
+            rows_seen=self.rows_seen,
+            since=since.isoformat(timespec="seconds") if since else None,
+            time_column=time_column,
+            seen_files=len(increment.seen_rows),
+            force=increment.force,
+            unchanged_since=increment.unchanged_since,
             blank_lines=self.blank_lines,
             findings=tuple(self.findings),
             findings_total=self.codes.total(),
@@ -150,7 +205,7 @@ class Tally:
             rows_duplicated=self.rows_duplicated,
             roles=self._roles(),
             turns={str(turns): count for turns, count in sorted(self.turns.items())},
-            extra_keys=dict(self.extra_keys.most_common()),
+            extra_keys={key: rows for key, rows in self.extra_keys.most_common() if key != time_column},
             row_bytes={str(1 << exponent): count for exponent, count in sorted(self.row_bytes.items())},
             content_characters=self._content_characters(),
             on_invalid=acceptance.on_invalid,

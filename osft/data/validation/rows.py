@@ -4,7 +4,7 @@ A problem's code is stable: scripts may match it. Its message is for people and 
 a short name, because messages end up in logs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -56,6 +56,21 @@ class RowFacts:
         """Take back what was added since ``mark``."""
         texts, turns, extra_keys = mark
         del self.texts[texts:], self.turns[turns:], self.extra_keys[extra_keys:]
+
+    def select(self, marks: Sequence[tuple[int, int, int]], taken: Sequence[bool]) -> "RowFacts":
+        """Return the facts of the rows that are ``taken``.
+
+        Args:
+            marks: for each row, in order, where the facts ended with it.
+            taken: for each row.
+        """
+        selected = RowFacts()
+        for before, after, is_taken in zip([(0, 0, 0), *marks], marks, taken, strict=False):
+            if is_taken:
+                selected.texts += self.texts[before[0] : after[0]]
+                selected.turns += self.turns[before[1] : after[1]]
+                selected.extra_keys += self.extra_keys[before[2] : after[2]]
+        return selected
 
     def extend(self, other: "RowFacts") -> None:
         """Add the facts of ``other`` to these."""

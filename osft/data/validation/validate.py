@@ -5,6 +5,8 @@ is text, an assistant turn may carry ``reasoning_content``, and a row may carry 
 widens the loss of that row from assistant turns to everything but system messages. ``unmask`` belongs to the row,
 as in instructlab-training, the format's origin; on a message it is a key like any other unknown one.
 
+Valid rows that are not new (:mod:`osft.data.increments`) are counted and left out.
+
 One pass, never a sample, several processes for a large file: each takes a chunk of whole lines
 (:mod:`osft.data.validation.chunk_check`), and here the results are put together in the order of the file. Memory is
 bounded by the chunks, the longest line that is read and the findings kept for the report. Blank lines are no rows; they
@@ -21,11 +23,13 @@ from osft.data.chunks import split_into_chunks
 from osft.data.files import (
     QUARANTINE_NAME,
     ROWS_NAME,
+    SEEN_ROWS_NAME,
     VALID_NAME,
     VALIDATION_PAGE_NAME,
     VALIDATION_REPORT_NAME,
     jsonl_file,
 )
+from osft.data.increments.increment import Increment
 from osft.data.progress import RowProgress
 from osft.data.validation.chunk_check import (
     BYTES_PER_MIB,
@@ -53,6 +57,7 @@ from osft.workspace import atomic_file, write_json
 logger = logging.getLogger(__name__)
 
 OnInvalid = Literal["fail", "drop"]
+ALL_ROWS = Increment()
 DATA_FORMATS = (AUTO, "messages", *CONVERTED_FORMATS, "documents", "processed")
 ROWS_NAMED_IN_ERROR = 3
 FOREIGN_FILES = {
@@ -82,18 +87,21 @@ def validate_dataset(
     max_invalid_fraction: float = 0.0,
     document_column: str = "document",
     unmask_messages: bool = False,
+    increment: Increment = ALL_ROWS,
     on_report: Callable[[ValidationReport], None] | None = None,
 ) -> ValidationReport:
     """Check every row of ``source``; leave ``valid.jsonl``, ``quarantine.jsonl`` and ``validation.json`` in ``output``.
 
+    Beside them ``seen_rows.bin`` has the hashes of the valid rows, by which later runs know them.
+
     Valid rows are copied byte for byte, unless they have to be converted. An invalid one becomes an object in
     ``quarantine.jsonl`` with ``file``, ``line``, ``offset``, ``size_bytes``, ``findings`` and ``raw`` (its text) or,
     if it is not UTF-8, ``raw_base64``; of a line longer than :data:`MAX_LINE_BYTES` the text stays in the source.
-    The three files are whole also when the check fails. Rows that equal an earlier one stay; they are warned of.
+    The files are whole also when the check fails. Rows that equal an earlier one stay; they are warned of.
 
     Args:
         source: a JSON Lines file, or a folder that holds ``rows.jsonl``.
-        output: folder for the three files; created if missing.
+        output: folder for the files; created if missing.
         data_format: ``messages``, ``processed`` (``input_ids`` and ``labels``) or ``documents``; ``sharegpt``,
             ``alpaca`` or ``prompt_completion``, which are converted to messages; or ``auto``, where each row is taken
             for what its keys say, and rows that do not end in the same format as the first one are invalid.
@@ -101,33 +109,36 @@ def validate_dataset(
         max_invalid_fraction: with ``drop``, the largest share of invalid rows, 0 to 1, that is still accepted.
         document_column: with ``documents``, the column that holds the text.
         unmask_messages: everything but system messages is to be trained, so a row needs no assistant turn.
+        increment: which of the valid rows are taken. If none of them is, that is no error: the report says so.
         on_report: called with the report before rows that must not be used are refused, to show it in either case.
 
     Raises:
         ConfigError: if a parameter has a value that is not allowed.
-        MissingPathError: if there is no such file.
-        DataError: if too many rows are invalid, no valid one is left, or there is no row at all; and, without files,
-            if the source changes while it is read.
+        MissingPathError: if there is no such file, or none of an earlier run's hashes.
+        DataError: if too many rows are invalid, none is valid, or there is no row at all; and, without files, if the
+            source changes while it is read, or a file of hashes is damaged.
     """
     _check_parameters(data_format, on_invalid, max_invalid_fraction)
     path = jsonl_file(source, ROWS_NAME)
     _refuse_other_files(path)
-    if path.resolve() in {(output / name).resolve() for name in (VALID_NAME, QUARANTINE_NAME, VALIDATION_REPORT_NAME)}:
-        raise ConfigError(f"output '{output}' would overwrite the source {path}. Choose another folder.")
+    _refuse_overwriting(output, path, *increment.seen_rows)
     shape = first_shape(path, MAX_LINE_BYTES, document_column) if data_format == AUTO else data_format
     rules = RowRules(
         data_format=data_format,
         output_format=output_format(shape or "messages"),
         document_column=document_column,
         unmask_messages=unmask_messages,
+        since_seconds=increment.since.timestamp() if increment.since else None,
+        time_column=increment.time_column if increment.since else "",
     )
+    settings = _chunk_settings(path, rules, increment)
     # Should this be interrupted, an older report must not stand beside newer rows.
     for name in (VALIDATION_REPORT_NAME, VALIDATION_PAGE_NAME):
         (output / name).unlink(missing_ok=True)
-    tally = _partition_rows(path, output, rules)
+    tally = _partition_rows(settings, output)
     acceptance = Acceptance(on_invalid=on_invalid, max_invalid_fraction=max_invalid_fraction)
     refusal = _refuse(tally, path, output / QUARANTINE_NAME, acceptance)
-    report = tally.report(path.name, rules, acceptance, accepted=refusal is None)
+    report = tally.report(settings, acceptance, accepted=refusal is None)
     write_json(output / VALIDATION_REPORT_NAME, report)
     if on_report is not None:
         on_report(report)
@@ -135,9 +146,7 @@ def validate_dataset(
         logger.info("data_format auto: found %s", _describe_shapes(tally))
     if refusal is not None:
         raise DataError(refusal)
-    logger.info(
-        "%s: %d rows, %d valid, %d invalid", path.name, report.rows_in, report.rows_valid, report.rows_quarantined
-    )
+    _log_report(report)
     return report
 
 
@@ -154,6 +163,19 @@ def _refuse_other_files(path: Path) -> None:
         raise DataError(f"{path}: this is a {kind} file, not JSON Lines. Run 'osft download' on it first.")
 
 
+def _refuse_overwriting(output: Path, *files: Path) -> None:
+    """Refuse an output whose files would replace what is read.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    names = (VALID_NAME, QUARANTINE_NAME, VALIDATION_REPORT_NAME, SEEN_ROWS_NAME)
+    written = {(output / name).resolve() for name in names}
+    for file in files:
+        if file.resolve() in written:
+            raise ConfigError(f"output '{output}' would overwrite the source {file}. Choose another folder.")
+
+
 def _check_parameters(data_format: str, on_invalid: str, max_invalid_fraction: float) -> None:
     if data_format not in DATA_FORMATS:
         raise ConfigError(f"data_format is '{data_format}'; allowed are {', '.join(DATA_FORMATS)}.")
@@ -163,16 +185,22 @@ def _check_parameters(data_format: str, on_invalid: str, max_invalid_fraction: f
         raise ConfigError(f"max_invalid_fraction is {max_invalid_fraction}; allowed is a number from 0 to 1.")
 
 
-def _partition_rows(path: Path, output: Path, rules: RowRules) -> Tally:
-    """Check ``path`` once; every line that is not blank ends in exactly one of the two files."""
-    settings = ChunkSettings(
+def _chunk_settings(path: Path, rules: RowRules, increment: Increment) -> ChunkSettings:
+    """Return what the processes need."""
+    return ChunkSettings(
         path=path,
         rules=rules,
         origins=Origins.beside(path) if path.name == ROWS_NAME else Origins(),
+        increment=increment,
         chunk_bytes=CHUNK_BYTES,
         max_line_bytes=MAX_LINE_BYTES,
         max_findings=MAX_REPORTED_FINDINGS,
     )
+
+
+def _partition_rows(settings: ChunkSettings, output: Path) -> Tally:
+    """Check the file once; every line that is not blank ends in one of the two files, or is counted as left out."""
+    path = settings.path
     output.mkdir(parents=True, exist_ok=True)
     size_bytes = path.stat().st_size
     processes = count_processes() if size_bytes >= PARALLEL_BYTES else 1
@@ -191,10 +219,11 @@ def _partition_rows(path: Path, output: Path, rules: RowRules) -> Tally:
             tally.rows_quarantined += _write(quarantine, result.quarantine)
             hashes.add(result.rows)
             progress.advance(result.rows_in, result.size_bytes)
-        if tally.rows_in != tally.rows_valid + tally.rows_quarantined:
+        left_out = tally.rows_too_old + (0 if settings.increment.force else tally.rows_seen)
+        if tally.rows_in - left_out != tally.rows_valid + tally.rows_quarantined:
             written = f"{tally.rows_valid} + {tally.rows_quarantined} were written"
-            raise DataError(f"{path}: {tally.rows_in} rows were read and {written}: {FILE_CHANGED}")
-        tally.add_duplicates(hashes.find(MAX_REPORTED_WARNINGS), settings)
+            raise DataError(f"{path}: {tally.rows_in - left_out} rows were read and {written}: {FILE_CHANGED}")
+        tally.add_duplicates(hashes.find(MAX_REPORTED_WARNINGS, output / SEEN_ROWS_NAME), settings)
     return tally
 
 
@@ -221,15 +250,16 @@ def _refuse(tally: Tally, path: Path, quarantine: Path, acceptance: Acceptance) 
         return f"{path}: the file holds no rows. Give a JSON Lines file with one object a line."
     if tally.rows_quarantined == 0:
         return None
-    counted = f"{path}: {tally.rows_quarantined} of {tally.rows_in} rows are invalid ({_first_rows(tally)})."
+    examined = tally.rows_in - tally.rows_too_old
+    counted = f"{path}: {tally.rows_quarantined} of {examined} rows are invalid ({_first_rows(tally)})."
     where = f"All of them are in {quarantine}"
     if acceptance.on_invalid == "fail":
         return f"{counted} {where}; mend the source or choose on_invalid=drop with max_invalid_fraction."
-    fraction = tally.rows_quarantined / tally.rows_in
+    fraction = tally.rows_quarantined / examined
     if fraction > acceptance.max_invalid_fraction:
         limit = f"that is {fraction:.4f}, more than max_invalid_fraction {acceptance.max_invalid_fraction}"
         return f"{counted} {where}; {limit}. Mend the source or raise the limit."
-    if tally.rows_valid == 0:
+    if tally.rows_quarantined == examined:
         return f"{counted} {where}; no valid row is left. Mend the source."
     logger.warning("%s %s; they are dropped", counted, where)
     return None
@@ -245,6 +275,20 @@ def _first_rows(tally: Tally) -> str:
     named = [f"line {line}, {item.path or 'row'}: {item.message} [{item.code}]" for line, item in first.items()]
     more = tally.rows_quarantined - len(first)
     return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _log_report(report: ValidationReport) -> None:
+    """Log how many rows there are of each kind, and if none is new, why."""
+    logger.info(
+        "%s: %d rows, %d valid, %d invalid", report.source, report.rows_in, report.rows_valid, report.rows_quarantined
+    )
+    if report.rows_too_old:
+        logger.info("%d rows from before %s were left out", report.rows_too_old, report.since)
+    if report.rows_seen:
+        fate = "kept, as force says" if report.force else "left out"
+        logger.info("%d rows seen in earlier runs were %s", report.rows_seen, fate)
+    if not report.has_new_rows:
+        logger.warning("%s: there is nothing new to train on. %s", report.source, report.why_nothing_new)
 
 
 def _describe_shapes(tally: Tally) -> str:

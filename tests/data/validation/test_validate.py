@@ -303,7 +303,7 @@ def test_a_damaged_source_json_is_named(tmp_path: Path, write_rows: Callable[...
         validate_dataset(tmp_path, tmp_path / "out")
 
 
-def test_equal_rows_stay_and_are_warned_of(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+def test_rows_that_train_the_same_stay_and_are_warned_of(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
     row = json.dumps({"messages": [USER, ASSISTANT]})
     source = write_rows(row, {"messages": [USER, ASSISTANT], "id": 2}, row + " ", row)
 
@@ -311,11 +311,11 @@ def test_equal_rows_stay_and_are_warned_of(tmp_path: Path, write_rows: Callable[
 
     found = [(item.line, item.code, item.message.split(";")[0]) for item in report.warnings]
     text = "The row equals that of line 1"
-    assert found == [(3, "duplicate-row", text), (4, "duplicate-row", text)]
-    assert (report.rows_duplicated, report.counts_by_warning) == (2, {"duplicate-row": 2})
+    assert found == [(2, "duplicate-row", text), (3, "duplicate-row", text), (4, "duplicate-row", text)]
+    assert (report.rows_duplicated, report.counts_by_warning) == (3, {"duplicate-row": 3})
     assert report.rows_valid == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "quarantine.jsonl", "valid.jsonl", "validation.json",
+        "quarantine.jsonl", "seen_rows.bin", "valid.jsonl", "validation.json",
     ]  # fmt: skip
 
 
@@ -358,7 +358,7 @@ def test_several_processes_give_the_files_that_one_gives(
 
     validate_dataset(source, tmp_path / "two", data_format=data_format, on_invalid="drop", max_invalid_fraction=0.5)
 
-    for name in ("valid.jsonl", "quarantine.jsonl", "validation.json"):
+    for name in ("valid.jsonl", "quarantine.jsonl", "validation.json", "seen_rows.bin"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
@@ -394,4 +394,5 @@ def test_while_rows_are_checked_no_older_report_stands_beside_them(
     with pytest.raises(ZeroDivisionError):
         validate_dataset(source, tmp_path / "out")
 
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["quarantine.jsonl", "valid.jsonl"]
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert left == ["quarantine.jsonl", "seen_rows.bin", "valid.jsonl"]

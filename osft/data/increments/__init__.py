@@ -1,0 +1,1 @@
+"""Which rows of a data set are new: newer than a time, and not among those of earlier runs."""
