@@ -56,6 +56,21 @@ class EvaluationConfig:
     holdout: Path | None = None
     """``holdout.parquet`` or its folder; evaluated as the target task ``holdout``. None: no such task."""
 
+    earlier_holdouts: Mapping[str, Path] = field(default_factory=dict)
+    """The rows that earlier versions held out, by the name under which each is a retention task (``holdout_v0001``):
+    a ``holdout.parquet`` or its folder."""
+
+    base_version: str | None = None
+    """The version that the base is, e.g. ``v0002``; None: it is none."""
+
+    ancestor_measurements: Mapping[str, Path] = field(default_factory=dict)
+    """What each version that the base descends from answered, oldest first: its folder of measurements, a file for each
+    task. ``v0000`` is the origin. The base is asked anew, and need not be among them."""
+
+    origin: str | None = None
+    """The model that the chain of versions began with. It is loaded only for what :attr:`ancestor_measurements` do not
+    tell of it. None: it is the base, or nothing but those measurements is known of it."""
+
     probe: Path | None = None
     """A text (``.txt`` or ``.md``, its documents parted by blank lines, or ``.jsonl`` with ``text`` or ``messages``):
     perplexity of both models on it, and how far they differ."""
@@ -82,8 +97,13 @@ class EvaluationConfig:
     max_forgetting: float = 0.05
     """Largest ``forgetting_upper`` that passes, as a share of the score (0.05 is five points of accuracy)."""
 
+    max_cumulative_forgetting: float = 0.1
+    """Largest forgetting against the best that any version before reached that passes, on the upper confidence bound;
+    not asked for where there is no version before the base."""
+
     task_limits: Mapping[str, float] = field(default_factory=dict)
-    """Largest loss that passes, on the upper confidence bound, by name in ``tasks``; of a group, each of its tasks'."""
+    """Largest loss that passes, on the upper confidence bound, by name in ``tasks`` or ``earlier_holdouts``; of a
+    group, each of its tasks'."""
 
     min_target_gain: float = 0.0
     """Smallest ``target_gain`` that passes; not asked for where there is no target at all."""
@@ -97,6 +117,8 @@ class EvaluationConfig:
         for name in ("include_path", "holdout", "probe"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("earlier_holdouts", "ancestor_measurements"):
+            object.__setattr__(self, name, {key: Path(path) for key, path in getattr(self, name).items()})
         object.__setattr__(self, "generation", with_number_types(self.generation))
         self._check_tasks()
         self._check_numbers()
@@ -108,14 +130,21 @@ class EvaluationConfig:
         """Whether anything measures what was to be learnt."""
         return bool(self.target_tasks) or self.holdout is not None
 
+    @property
+    def has_chain(self) -> bool:
+        """Whether there is a version before the base that the tuned model is held against."""
+        return self.origin is not None or any(name != self.base_version for name in self.ancestor_measurements)
+
     def _check_tasks(self) -> None:
         if not self.tasks:
             raise ConfigError("tasks is empty. Name at least one retention task: what the base model must keep.")
-        every = [*self.tasks, *self.target_tasks, *([HOLDOUT_TASK] if self.holdout else [])]
+        rows = [*self.earlier_holdouts, *([HOLDOUT_TASK] if self.holdout else [])]
+        every = [*self.tasks, *self.target_tasks, *rows]
         if twice := sorted({name for name in every if every.count(name) > 1}):
+            taken = next((f"; '{name}' is the name of the held-out rows." for name in twice if name in rows), ".")
             raise ConfigError(
-                f"tasks and target_tasks name {', '.join(twice)} more than once. Name each task once, in one of them"
-                + (f"; '{HOLDOUT_TASK}' is the name of the held-out rows." if HOLDOUT_TASK in twice else ".")
+                f"tasks and target_tasks name {', '.join(twice)} more than once. Name each task once, in one of "
+                f"them{taken}"
             )
 
     def _check_numbers(self) -> None:
@@ -125,8 +154,9 @@ class EvaluationConfig:
             _check_count("batch_size", self.batch_size, minimum=1)
         if self.batch_size is None:
             raise ConfigError("batch_size is None. Give a whole number from 1 or 'auto'.")
-        if not 0 <= self.max_forgetting <= 1:
-            raise ConfigError(f"max_forgetting is {self.max_forgetting}. Give a number from 0 to 1.")
+        for name in ("max_forgetting", "max_cumulative_forgetting"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}. Give a number from 0 to 1.")
         if not -1 <= self.min_target_gain <= 1:
             raise ConfigError(f"min_target_gain is {self.min_target_gain}. Give a number from -1 to 1.")
         if self.min_target_gain > 0 and not self.has_target:
@@ -139,8 +169,8 @@ class EvaluationConfig:
         for task, limit in self.task_limits.items():
             if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= 1:
                 raise ConfigError(f"task_limits gives '{task}' the limit {limit!r}. Give a number from 0 to 1.")
-            if task not in self.tasks:
-                raise ConfigError(f"task_limits names '{task}', which is not in tasks: {', '.join(self.tasks)}.")
+            if task not in (kept := (*self.tasks, *self.earlier_holdouts)):
+                raise ConfigError(f"task_limits names '{task}', which is not in tasks: {', '.join(kept)}.")
 
     def _check_backend(self) -> None:
         if self.backend not in get_args(Backend):

@@ -11,28 +11,28 @@ import importlib.metadata
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from osft.errors import EvaluationError
-from osft.evaluation.config import HOLDOUT_TASK, EvaluationConfig
+from osft.evaluation.config import EvaluationConfig
+from osft.evaluation.cumulative import CumulativeOutcome, compare_with_chain
+from osft.evaluation.exam import check_chat_templates, set_exam
+from osft.evaluation.forgetting import Outcome
 from osft.evaluation.gate import judge
-from osft.evaluation.harness import measure
-from osft.evaluation.holdout import HoldoutTask, read_holdout
-from osft.evaluation.measurement import TaskMeasurement
+from osft.evaluation.measurement import TaskMeasurement, save_measurements
 from osft.evaluation.models.loading import LazyModel
-from osft.evaluation.models.source import ModelSource, check_same_vocabulary, find_model
+from osft.evaluation.models.source import check_same_vocabulary, find_model
 from osft.evaluation.pairing import DocumentPair, compare, document_pairs
-from osft.evaluation.probe import compare_on_probe, read_probe, remember_on_probe
+from osft.evaluation.probe import compare_on_probe, remember_on_probe
+from osft.evaluation.references import find_references, pair_with_references
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.markdown import write_markdown
 from osft.evaluation.report.page import write_html
-from osft.evaluation.store import MeasurementStore
-from osft.evaluation.tasks import RequestedTask, check_no_overlap, load_tasks
-from osft.workspace import atomic_file, write_json
+from osft.workspace import as_json, atomic_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ HTML_NAME = "report.html"
 MARKDOWN_NAME = "report.md"
 SAMPLES_NAME = "samples.jsonl"
 BASELINE_NAME = "baseline.json"
-CACHE_NAME = "measurements"
+CACHE_NAME = "cache"
+MEASUREMENTS_NAME = "measurements"
+"""Folder of what both models answered, as a promoted version keeps it: ``base/<task>.parquet``, ``tuned/...``."""
+
 PACKAGES = ("lm-eval", "transformers", "torch", "datasets")
 
 
@@ -72,15 +75,15 @@ def evaluate_forgetting(
 ) -> ForgettingReport:
     """Measure what the tuned model lost and gained, and judge whether it may replace the base.
 
-    Leaves ``forgetting.json``, ``report.html``, ``report.md`` and ``samples.jsonl`` (one document a line, with both
-    answers) in ``output``; each appears whole or not at all.
+    Leaves ``forgetting.json``, ``report.html``, ``report.md``, ``samples.jsonl`` (one document a line, with both
+    answers) and ``measurements/`` in ``output``; each file appears whole or not at all.
 
     Args:
         base: folder (or Hub name, from the local cache when offline) of the model before training.
         tuned: the model after training. Its vocabulary must be the base model's.
         config: tasks and limits.
         output: a folder; it is created.
-        cache: where measurements of models are kept; ``output/measurements`` if None.
+        cache: where measurements of models are kept; ``output/cache`` if None.
         base_fingerprint: what the base model must be: :attr:`BaselineReport.fingerprint` of the step before the
             training; None takes it as it is.
         training: settings of the training, for the report.
@@ -98,8 +101,8 @@ def evaluate_forgetting(
     """
     base_source, tuned_source = find_model(base, config), find_model(tuned, config)
     check_same_vocabulary(base_source, tuned_source)
-    exam = _set_exam(config, base_source, cache or output / CACHE_NAME)
-    _check_chat_templates(config, base_source, tuned_source)
+    exam = set_exam(config, base_source, cache or output / CACHE_NAME)
+    check_chat_templates(config, base_source, tuned_source)
     with LazyModel(base_source, config, label="base", memo=exam.cache) as model:
         if base_fingerprint and model.fingerprint != base_fingerprint:
             raise EvaluationError(
@@ -108,15 +111,22 @@ def evaluate_forgetting(
             )
         base_results = exam.measure(model)
         remembered = remember_on_probe(model, exam.probe, exam.cache) if exam.probe else None
+    references = find_references(exam, base_results)
     with LazyModel(tuned_source, config, label="tuned", memo=exam.cache) as model:
         tuned_results = exam.measure(model)
         probe = compare_on_probe(remembered, model, exam.probe, exam.cache) if remembered and exam.probe else None
     outcome = compare(exam.requested, base_results, tuned_results, seed=config.seed)
-    verdict = judge(outcome, config)
+    chain = None
+    if references:
+        candidates = pair_with_references(exam.requested, references, tuned_results)
+        chain = compare_with_chain(candidates, seed=config.seed)
+    verdict = judge(outcome, config, chain)
     report = ForgettingReport(
         base=base,
         tuned=tuned,
-        **{name: getattr(outcome, name) for name in type(outcome).__dataclass_fields__},
+        **_fields(outcome),
+        **(_fields(chain) if chain else {}),
+        left_out_references=tuple(sentence for one in references for sentence in one.left_out),
         probe=probe,
         passed=verdict.passed,
         reasons=verdict.reasons,
@@ -125,6 +135,8 @@ def evaluate_forgetting(
         training=training or {},
         data=data or {},
     )
+    for name, results in (("base", base_results), ("tuned", tuned_results)):
+        save_measurements(results, output / MEASUREMENTS_NAME / name)
     _write(report, list(document_pairs(exam.requested, base_results, tuned_results)), output)
     return report
 
@@ -139,18 +151,20 @@ def measure_baseline(base: str, config: EvaluationConfig, output: Path, *, cache
         base: as in :func:`evaluate_forgetting`.
         config: as in :func:`evaluate_forgetting`, with the same values.
         output: a folder; it is created.
-        cache: where measurements of models are kept; ``output/measurements`` if None.
+        cache: where measurements of models are kept; ``output/cache`` if None.
 
     Raises:
         MissingPathError, DataError, ConfigError, EvaluationError: as :func:`evaluate_forgetting` does.
     """
     source = find_model(base, config)
-    exam = _set_exam(config, source, cache or output / CACHE_NAME)
+    exam = set_exam(config, source, cache or output / CACHE_NAME)
     with LazyModel(source, config, label="base", memo=exam.cache) as model:
         results = exam.measure(model)
         if exam.probe:
             remember_on_probe(model, exam.probe, exam.cache)
         fingerprint = model.fingerprint
+    # The origin is asked now if it has to be: one that is gone is found before the training, too.
+    find_references(exam, results)
     report = BaselineReport(
         base=base,
         fingerprint=fingerprint,
@@ -161,75 +175,15 @@ def measure_baseline(base: str, config: EvaluationConfig, output: Path, *, cache
     return report
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Exam:
-    """What every model is asked, loaded once."""
-
-    config: EvaluationConfig
-    requested: tuple[RequestedTask, ...]
-    apply_chat_template: bool
-    probe: tuple[tuple[int, ...], ...] | None
-    """Token ids of the probe's documents."""
-
-    cache: Path
-
-    def measure(self, model: LazyModel) -> dict[str, TaskMeasurement]:
-        return measure(
-            model,
-            self.requested,
-            self.config,
-            apply_chat_template=self.apply_chat_template,
-            store=MeasurementStore(self.cache),
-        )
-
-
-def _set_exam(config: EvaluationConfig, base: ModelSource, cache: Path) -> _Exam:
-    """Load all that is asked, and check it."""
-    requested = (*load_tasks(config, cache=cache), *_holdout_tasks(config, base))
-    check_no_overlap(requested)
-    return _Exam(
-        config=config,
-        requested=requested,
-        apply_chat_template=config.apply_chat_template and base.has_chat_template,
-        probe=read_probe(config.probe, base.tokenizer) if config.probe else None,
-        cache=cache,
-    )
-
-
-def _holdout_tasks(config: EvaluationConfig, base: ModelSource) -> tuple[RequestedTask, ...]:
-    if config.holdout is None:
-        return ()
-    rows = read_holdout(config.holdout, vocabulary_size=base.vocabulary_size)
-    task = HoldoutTask(rows, base.tokenizer)
-    return (RequestedTask(name=HOLDOUT_TASK, asked_as=HOLDOUT_TASK, kind="target", item=task),)
-
-
-def _check_chat_templates(config: EvaluationConfig, base: ModelSource, tuned: ModelSource) -> None:
-    """Refuse two models that would not be asked the same prompts."""
-    if not config.apply_chat_template:
-        return
-    if base.has_chat_template != tuned.has_chat_template:
-        raise EvaluationError(
-            f"only one of base '{base.name}' and tuned '{tuned.name}' has a chat template, so they cannot be asked the "
-            "same prompts. Save the template with both, or set apply_chat_template to false."
-        )
-    if base.has_chat_template and _sample_prompt(base) != _sample_prompt(tuned):
-        raise EvaluationError(
-            f"the chat templates of base '{base.name}' and tuned '{tuned.name}' make different prompts of the same "
-            "question. Save the base model's tokenizer with the tuned model, or set apply_chat_template to false."
-        )
-
-
-def _sample_prompt(source: ModelSource) -> str:
-    conversation = [{"role": "user", "content": "a question"}]
-    return str(source.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+def _fields(outcome: Outcome | CumulativeOutcome) -> dict[str, Any]:
+    return {name: getattr(outcome, name) for name in type(outcome).__dataclass_fields__}
 
 
 def _settings(
     config: EvaluationConfig, base: Mapping[str, TaskMeasurement], *, apply_chat_template: bool
 ) -> dict[str, Any]:
     """Return the configuration as JSON, with what the tasks themselves decided."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    settings: dict[str, Any] = as_json(config)
     return settings | {
         "chat_template_applied": apply_chat_template,
         "shots": {task: measurement.num_fewshot for task, measurement in base.items()},

@@ -6,8 +6,8 @@ is no function of sums over documents (corpus BLEU) has the change alone.
 
 ``forgetting`` is the mean over the retention tasks of ``max(0, loss)``. It follows Chaudhry et al. 2018
 ("Riemannian Walk for Incremental Learning", arXiv:1801.10112), whose forgetting of a task is the best
-earlier score less the present one; there is one earlier model here, the base. Theirs lets a gain on one task make up
-for a loss on another, ours does not: a gate must see the loss.
+earlier score less the present one; the one earlier model here is the base (:mod:`osft.evaluation.cumulative` looks at
+all of them). Theirs lets a gain on one task make up for a loss on another, ours does not: a gate must see the loss.
 
 Backward transfer and average accuracy are those of Lopez-Paz & Ranzato 2017 ("Gradient Episodic Memory",
 arXiv:1706.08840). With ``R[i, j]`` the score on task j after learning task i, ``ACC = mean_j R[T, j]`` and
@@ -149,6 +149,17 @@ class ComparedTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MeanLoss:
+    """What was lost over several tasks; the gains of others do not make up for it."""
+
+    value: float
+    """Mean of ``max(0, share lost)``."""
+
+    upper: float
+    """One-sided 95% upper confidence bound of it, at least :attr:`value`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What an evaluation found, over all tasks."""
 
@@ -231,9 +242,6 @@ def compare_values(label: TaskLabel, *, base: float, tuned: float, num_documents
 def join(compared: Sequence[ComparedTask]) -> Outcome:
     """Return the measures over all tasks, with each task's p-value adjusted for their number.
 
-    The bound of forgetting is the 95% quantile of the mean of ``max(0, loss)`` over draws of all tasks at once. Both
-    what each task's draws add for the documents that were not seen and cutting at 0 raise it, never lower it.
-
     Raises:
         EvaluationError: if there is no retention task.
     """
@@ -244,12 +252,12 @@ def join(compared: Sequence[ComparedTask]) -> Outcome:
     changes = [one.comparison.change_share for one in retention]
     gains = [one.change_share for one in comparisons if one.kind == "target"]
     unbounded = [one.comparison for one in retention if one.loss_draws is None]
-    forgetting = _mean([max(0.0, -change) for change in changes])
+    forgetting = mean_loss(retention)
     accuracies = [one for one in comparisons if _is_accuracy(one)]
     return Outcome(
         tasks=comparisons,
-        forgetting=forgetting,
-        forgetting_upper=max(forgetting, loss_upper_bound(_forgetting_draws(retention))),
+        forgetting=forgetting.value,
+        forgetting_upper=forgetting.upper,
         unbounded_tasks=tuple(one.task for one in unbounded if not one.has_too_few_documents),
         too_few_documents=tuple(one.task for one in unbounded if one.has_too_few_documents),
         target_gain=_mean(gains) if gains else None,
@@ -257,6 +265,16 @@ def join(compared: Sequence[ComparedTask]) -> Outcome:
         average_accuracy_base=_mean([one.base for one in accuracies]) if accuracies else None,
         average_accuracy_tuned=_mean([one.tuned for one in accuracies]) if accuracies else None,
     )
+
+
+def mean_loss(compared: Sequence[ComparedTask]) -> MeanLoss:
+    """Return what at least one task lost on average, and its bound.
+
+    The bound is the 95% quantile of the mean of ``max(0, loss)`` over draws of all tasks at once. Both what each task's
+    draws add for the documents that were not seen and cutting at 0 raise it, never lower it.
+    """
+    value = _mean([max(0.0, -one.comparison.change_share) for one in compared])
+    return MeanLoss(value=value, upper=max(value, loss_upper_bound(_mean_loss_draws(compared))))
 
 
 def has_bound(tasks: Sequence[TaskComparison]) -> bool:
@@ -271,9 +289,9 @@ def _adjusted(comparisons: Sequence[TaskComparison]) -> tuple[TaskComparison, ..
     return tuple(one if one.p_value is None else replace(one, p_adjusted=next(adjusted)) for one in comparisons)
 
 
-def _forgetting_draws(retention: Sequence[ComparedTask]) -> Scores:
-    """Return ``[resamples]`` forgetting, or one number if no task has draws."""
-    losses = [-one.comparison.change_share if one.loss_draws is None else one.loss_draws for one in retention]
+def _mean_loss_draws(compared: Sequence[ComparedTask]) -> Scores:
+    """Return ``[resamples]`` mean losses, or one number if no task has draws."""
+    losses = [-one.comparison.change_share if one.loss_draws is None else one.loss_draws for one in compared]
     total = np.zeros(1)
     for loss in losses:
         total = total + np.maximum(loss, 0.0)

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 from osft.errors import EvaluationError
 from osft.evaluation.config import EvaluationConfig
+from osft.evaluation.cumulative import ORIGIN, BestComparison, CumulativeOutcome
 from osft.evaluation.forgetting import Outcome, TaskComparison, has_bound
 from osft.evaluation.report.points import format_bound, format_ceiling, format_points
+
+MOST_LOST = 3
+"""Tasks that a sentence names; the report has all."""
 
 ROUND_OFF = 1e-9
 """Limits are met up to this: 0.95 - 0.90 is 0.0499999... or 0.0500000...1, depending on the order."""
@@ -32,17 +36,20 @@ class _Check:
     reason: str
 
 
-def judge(outcome: Outcome, config: EvaluationConfig) -> Verdict:
+def judge(outcome: Outcome, config: EvaluationConfig, chain: CumulativeOutcome | None = None) -> Verdict:
     """Return whether the tuned model may replace the base, and why.
 
     Args:
         outcome: what was measured.
         config: the limits.
+        chain: what was lost since each task's best version; None where there is no version before the base.
 
     Raises:
         EvaluationError: if a limit is for a task that was not compared.
     """
     checks = [_check_forgetting(outcome, config.max_forgetting)]
+    if chain is not None:
+        checks.append(_check_cumulative(chain, config.max_cumulative_forgetting))
     if outcome.too_few_documents:
         checks.append(_Check(False, _too_few(outcome.too_few_documents)))
     if floors := [task.task for task in outcome.tasks if task.has_nothing_to_lose]:
@@ -66,6 +73,28 @@ def _check_forgetting(outcome: Outcome, limit: float) -> _Check:
             "not be bounded: the measured change counts as it is."
         )
     return _Check(passed, reason)
+
+
+def _check_cumulative(chain: CumulativeOutcome, limit: float) -> _Check:
+    value, upper = chain.cumulative_forgetting, chain.cumulative_forgetting_upper
+    passed = upper <= limit + ROUND_OFF
+    reason = f"Forgetting since each task's best version is {_points(value)}"
+    if has_bound([task.comparison for task in chain.best_tasks]):
+        reason += f"{_bound(value, upper, limit)}."
+    else:
+        reason += f", {_relation(value <= limit + ROUND_OFF)} {_limit(limit)}."
+    return _Check(passed, reason if passed else reason + _most_lost(chain.best_tasks))
+
+
+def _most_lost(tasks: Sequence[BestComparison]) -> str:
+    """Return a sentence on the tasks that lost most, and since which version; nothing if none lost anything."""
+    lost = sorted((task.comparison.change_share, task.comparison.task, task.version) for task in tasks)
+    named = [
+        f"{task} ({_points(-change)} since {'the origin' if version == ORIGIN else version})"
+        for change, task, version in lost[:MOST_LOST]
+        if change < 0
+    ]
+    return f" Most was lost in {_listed(named)}." if named else ""
 
 
 def _check_task(name: str, limit: float, tasks: Sequence[TaskComparison]) -> list[_Check]:

@@ -13,16 +13,20 @@ Which metric counts, when a task has several, is decided by name (:mod:`osft.eva
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import orjson
 from lm_eval.evaluator import evaluate
 
 from osft.content_cache import content_key
 from osft.errors import EvaluationError, one_line
 from osft.evaluation.answers import describe_document
-from osft.evaluation.config import EvaluationConfig
+from osft.evaluation.config import HOLDOUT_TASK, EvaluationConfig
 from osft.evaluation.documents import set_seeds
+from osft.evaluation.holdout import HoldoutTask
 from osft.evaluation.identity import code_versions, task_fingerprint
 from osft.evaluation.measurement import DocumentMeasurement, TaskMeasurement
 from osft.evaluation.metric_choice import choose_metric, is_higher_better
@@ -32,7 +36,7 @@ from osft.evaluation.tasks import RequestedTask
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every key. Raise it when the same answers would become another measurement than before."""
 
 
@@ -91,8 +95,9 @@ def _measurement_keys(
         "format": FORMAT_VERSION,
         "model": model.fingerprint,
         "model_runs": model.identity,
-        # Padding, and with it the last digits of a score, depends on what shares a batch.
-        "together": one.leaves,
+        # Padding, and with it the last digits of a score, depends on what shares a batch. Held-out rows are the same
+        # under the name that they have as a permanent task.
+        "together": [HOLDOUT_TASK if isinstance(task, HoldoutTask) else task.task_name for task in one.tasks],
         # Which metric counts depends on what the group joins.
         "joined": one.joined_metrics,
         "limit": config.limit,
@@ -110,7 +115,7 @@ def _take_all(store: MeasurementStore, keys: Mapping[str, str]) -> dict[str, Tas
     for task, key in keys.items():
         if (measurement := store.take(key)) is None:
             return None
-        taken[task] = measurement
+        taken[task] = replace(measurement, task=task)
     return taken or None
 
 
@@ -196,13 +201,26 @@ def _document_measurement(sample: Mapping[str, Any], metric: str, *, task: str, 
     description = describe_document(sample, metric)
     return DocumentMeasurement(
         doc_id=sample["doc_id"],
-        fingerprint=f"{sample['doc_hash']}:{sample['prompt_hash']}",
+        fingerprint=question_fingerprint(sample),
         score=None if score is None else _finite(score, task=place, metric=metric, label=label),
         weight=weight,
         prompt=description.prompt,
         gold=description.gold,
         answer=description.answer,
     )
+
+
+def question_fingerprint(sample: Mapping[str, Any]) -> str:
+    """Return one sha256 over a document, its right answer, and every request that was made of it.
+
+    lm-eval's own hash of the prompt is of the first request alone: it misses other choices, and how long an answer
+    may be.
+
+    Args:
+        sample: an entry of ``results["samples"][task]``.
+    """
+    asked = orjson.dumps(sample["arguments"], default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    return sha256(f"{sample['doc_hash']}:{sample['target_hash']}:".encode() + asked).hexdigest()
 
 
 def _score_and_weight(value: Any) -> tuple[float | None, float]:

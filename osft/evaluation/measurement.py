@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pyarrow as pa
@@ -29,7 +30,8 @@ class DocumentMeasurement:
 
     doc_id: int
     fingerprint: str
-    """lm-eval's hashes of the document and of its prompt: equal for both models, or they are not comparable."""
+    """Hash of the document, its right answer and all that the model was asked of it, with how it was to answer: equal
+    for two models, or they are not comparable."""
 
     score: float | None
     """What the task's score joins over the documents; None where the metric gives a document no number."""
@@ -88,6 +90,17 @@ class TaskMeasurement:
         if not is_whole:
             raise EvaluationError(f"{path}: the file is damaged, its checksum differs. Delete it and evaluate again.")
         return measurement
+
+
+def measurement_path(folder: Path, task: str) -> Path:
+    """Return where a folder of measurements has that of a task, whose name may be any text."""
+    return folder / f"{quote(task, safe='')}.parquet"
+
+
+def save_measurements(measurements: Mapping[str, TaskMeasurement], folder: Path) -> None:
+    """Write a file for each task, for :func:`measurement_path` to find."""
+    for task, measurement in measurements.items():
+        measurement.save(measurement_path(folder, task))
 
 
 _SCHEMA = pa.schema(

@@ -50,6 +50,32 @@ class DocumentPair:
     tuned_answer: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedTask:
+    """Two models' results on one task, or on a group that is scored as one."""
+
+    label: TaskLabel
+    scores: PairedScores | None
+    """The documents; None where the score is no function of sums over them."""
+
+    base: float
+    tuned: float
+    """The task's score."""
+
+    num_documents: int
+
+    def compare(self, *, seed: int) -> ComparedTask:
+        """Return the change, with an interval where there are documents' scores.
+
+        Args:
+            seed: of the draws.
+        """
+        if self.scores is not None:
+            return compare_scores(self.label, self.scores, seed=seed)
+        values = compare_values(self.label, base=self.base, tuned=self.tuned, num_documents=self.num_documents)
+        return ComparedTask(comparison=values, loss_draws=None)
+
+
 def compare(requested: Sequence[RequestedTask], base: Measurements, tuned: Measurements, *, seed: int) -> Outcome:
     """Pair two models' measurements, and compare them task by task and over all.
 
@@ -65,7 +91,35 @@ def compare(requested: Sequence[RequestedTask], base: Measurements, tuned: Measu
     Raises:
         EvaluationError: if the two models were not asked the same, or a score cannot be compared.
     """
-    return join([compared for one in requested for compared in _compare(one, base, tuned, seed=seed)])
+    return join([paired.compare(seed=seed) for one in requested for paired in pair(one, base, tuned)])
+
+
+def pair(one: RequestedTask, base: Measurements, tuned: Measurements) -> Iterator[PairedTask]:
+    """Yield what a requested name becomes: one over all its documents, or one for each of its tasks.
+
+    Args:
+        one: the requested name.
+        base: an earlier model's measurements, with all tasks of the name.
+        tuned: the tuned model's.
+
+    Raises:
+        EvaluationError: if the two models were not asked the same.
+    """
+    for leaf in one.leaves:
+        check_same_questions(base[leaf], tuned[leaf])
+    by_leaf = {leaf: paired_scores(base[leaf], tuned[leaf]) for leaf in one.leaves}
+    if pooled := _pooled(one, base, by_leaf):
+        yield _whole(_label(one, one.name, base[one.leaves[0]]), pooled)
+        return
+    for leaf, scores in by_leaf.items():
+        before, after = base[leaf], tuned[leaf]
+        yield PairedTask(
+            label=_label(one, leaf, before, secondary=_secondary(before, after)),
+            scores=scores,
+            base=before.value,
+            tuned=after.value,
+            num_documents=len(before.documents),
+        )
 
 
 def check_same_questions(base: TaskMeasurement, tuned: TaskMeasurement) -> None:
@@ -142,22 +196,9 @@ def _gives(scores: PairedScores, base_value: float, tuned_value: float) -> bool:
     )
 
 
-def _compare(one: RequestedTask, base: Measurements, tuned: Measurements, *, seed: int) -> Iterator[ComparedTask]:
-    """Yield the comparisons that a requested name becomes: one over all its documents, or one for each of its tasks."""
-    for leaf in one.leaves:
-        check_same_questions(base[leaf], tuned[leaf])
-    by_leaf = {leaf: paired_scores(base[leaf], tuned[leaf]) for leaf in one.leaves}
-    if pooled := _pooled(one, base, by_leaf):
-        yield compare_scores(_label(one, one.name, base[one.leaves[0]]), pooled, seed=seed)
-        return
-    for leaf, scores in by_leaf.items():
-        before, after = base[leaf], tuned[leaf]
-        label = _label(one, leaf, before, secondary=_secondary(before, after))
-        if scores is not None:
-            yield compare_scores(label, scores, seed=seed)
-        else:
-            values = compare_values(label, base=before.value, tuned=after.value, num_documents=len(before.documents))
-            yield ComparedTask(comparison=values, loss_draws=None)
+def _whole(label: TaskLabel, pooled: PairedScores) -> PairedTask:
+    base, tuned = (float(scores.sum() / pooled.weights.sum()) for scores in (pooled.base, pooled.tuned))
+    return PairedTask(label=label, scores=pooled, base=base, tuned=tuned, num_documents=len(pooled.base))
 
 
 def _pooled(one: RequestedTask, base: Measurements, by_leaf: Mapping[str, PairedScores | None]) -> PairedScores | None:

@@ -15,7 +15,7 @@ from osft.errors import ConfigError, EvaluationError
 from osft.evaluation.config import Backend, EvaluationConfig, split_names
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.file_hashes import sha256_of_path
-from osft.workspace import Manifest, Workspace, as_json, read_json
+from osft.workspace import PVC_SCHEME, Manifest, Workspace, as_json, read_json
 
 INPUTS_THAT_ARE_NO_SETTINGS = ("model_path", "processed", "protected_text")
 """Of a training: the base model, which the report names anyway, and hashes of files."""
@@ -49,22 +49,44 @@ class EvaluationParameters:
     probe: str
     backend: str
     max_forgetting: float
+    max_cumulative_forgetting: float
     task_limits: Mapping[str, float]
     min_target_gain: float
     seed: int
 
 
-def make_config(parameters: EvaluationParameters, workspace: Workspace, *, processed: Path) -> EvaluationConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ancestry:
+    """Where the base of a run comes from: what :class:`osft.versions.base_model.BaseModel` says of it."""
+
+    version: str | None
+    """The version that the base is; None: it is none, and nothing was promoted before it."""
+
+    origin: str
+    """The model that the chain began with: a name on the Hub, a path or ``pvc://``."""
+
+    earlier_holdouts: Mapping[str, str]
+    """Folder of the held-out rows of each earlier version, relative to the workspace, by name of the task."""
+
+    ancestor_measurements: Mapping[str, str]
+    """Folder of the measurements of each version, relative to the workspace, oldest first."""
+
+
+def make_config(
+    parameters: EvaluationParameters, workspace: Workspace, *, processed: Path, ancestry: Ancestry
+) -> EvaluationConfig:
     """Return the configuration that the parameters stand for.
 
     Args:
         parameters: as the pipeline got them.
         workspace: where ``pvc://`` paths are looked up.
         processed: folder of the tokenized rows; those held out are evaluated if there are any.
+        ancestry: the versions that the base descends from.
 
     Raises:
         ConfigError: if a value is not allowed, or the backend is one that cannot reach the trained model.
-        MissingPathError: if a ``pvc://`` path does not exist.
+        MissingPathError: if a ``pvc://`` path or the folder of a version does not exist.
+        WorkspaceError: if the folder of a version lies outside of the workspace.
     """
     if parameters.backend == "openai":
         raise ConfigError(
@@ -77,6 +99,11 @@ def make_config(parameters: EvaluationParameters, workspace: Workspace, *, proce
         target_tasks=split_names(parameters.target_tasks),
         include_path=_path(parameters.include_path, workspace),
         holdout=processed if has_holdout else None,
+        earlier_holdouts=_folders(ancestry.earlier_holdouts, workspace),
+        base_version=ancestry.version,
+        ancestor_measurements=_folders(ancestry.ancestor_measurements, workspace),
+        # A base that is no version is the origin itself.
+        origin=_origin(ancestry.origin, workspace) if ancestry.version else None,
         probe=_path(parameters.probe, workspace),
         num_fewshot=_shots(parameters.num_fewshot),
         limit=parameters.limit or None,
@@ -86,6 +113,7 @@ def make_config(parameters: EvaluationParameters, workspace: Workspace, *, proce
         # The configuration refuses any other text.
         backend=cast(Backend, parameters.backend),
         max_forgetting=parameters.max_forgetting,
+        max_cumulative_forgetting=parameters.max_cumulative_forgetting,
         task_limits=parameters.task_limits,
         min_target_gain=parameters.min_target_gain,
         seed=parameters.seed,
@@ -140,6 +168,16 @@ def fail_unless_passed(report: ForgettingReport, page: Path) -> None:
 
 def _path(reference: str, workspace: Workspace) -> Path | None:
     return Path(workspace.locate(reference)) if reference else None
+
+
+def _folders(relative: Mapping[str, str], workspace: Workspace) -> dict[str, Path]:
+    return {name: workspace.resolve(folder) for name, folder in relative.items()}
+
+
+def _origin(reference: str, workspace: Workspace) -> str:
+    """Return where the origin is, or was: it may be gone, and is needed only for what is not known of it."""
+    relative = reference.removeprefix(PVC_SCHEME)
+    return reference if relative == reference else str(workspace.root / relative)
 
 
 def _shots(text: str) -> int | None:

@@ -30,9 +30,10 @@ from lm_eval.tasks.manager import load_yaml
 from yaml import YAMLError
 
 from osft.errors import ConfigError, EvaluationError, MissingPathError, one_line
-from osft.evaluation.config import HOLDOUT_TASK, EvaluationConfig
+from osft.evaluation.config import EvaluationConfig
 from osft.evaluation.documents import draw_documents, seeded
 from osft.evaluation.forgetting import Kind
+from osft.evaluation.holdout import HoldoutTask
 from osft.evaluation.identity import uses_code
 from osft.evaluation.metric_choice import choose_metric, is_higher_better
 from osft.evaluation.task_index import own_tasks
@@ -127,7 +128,7 @@ def check_no_overlap(requested: Sequence[RequestedTask]) -> None:
     """Refuse a task that two names stand for: it would count twice, and lm-eval evaluates it once.
 
     Args:
-        requested: the tasks, with the held-out rows if there are any.
+        requested: the tasks, held-out rows last if there are any.
 
     Raises:
         ConfigError: if there is one.
@@ -137,8 +138,8 @@ def check_no_overlap(requested: Sequence[RequestedTask]) -> None:
         for leaf in one.leaves:
             if leaf in seen:
                 mend = (
-                    f"'{HOLDOUT_TASK}' is the name of the held-out rows: rename the task in its YAML."
-                    if leaf == HOLDOUT_TASK
+                    f"'{leaf}' is the name of the held-out rows: rename the task in its YAML."
+                    if isinstance(one.item, HoldoutTask)
                     else "Name it in one of them."
                 )
                 raise ConfigError(f"tasks '{seen[leaf]}' and '{one.name}' both contain '{leaf}'. {mend}")

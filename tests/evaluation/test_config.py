@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,9 @@ def test_lists_and_text_paths_are_taken_as_tuples_and_paths() -> None:
         ({"tasks": ("a", " ")}, "tasks holds ' '"),
         ({"target_tasks": ("a",)}, "name a more than once"),
         ({"tasks": ("holdout",), "holdout": "rows"}, "'holdout' is the name of the held-out rows"),
+        ({"earlier_holdouts": {"a": "rows"}}, "'a' is the name of the held-out rows"),
+        ({"max_cumulative_forgetting": 1.5}, "max_cumulative_forgetting is 1.5"),
+        ({"earlier_holdouts": {"h": "x"}, "task_limits": {"b": 0.1}}, "names 'b', which is not in tasks: a, h"),
         ({"num_fewshot": -1}, "num_fewshot is -1"),
         ({"limit": 0}, "limit is 0"),
         ({"limit": 0.5}, "limit is 0.5"),
@@ -62,3 +66,26 @@ def test_numbers_of_generation_settings_have_the_types_that_transformers_wants()
     assert isinstance(config.generation["max_gen_toks"], int)
     assert isinstance(config.generation["temperature"], float)
     assert config.generation["do_sample"] is True
+
+
+@pytest.mark.parametrize(
+    ("fields", "has_chain"),
+    [
+        ({}, False),
+        ({"base_version": "v0001", "ancestor_measurements": {"v0001": "x"}}, False),
+        ({"base_version": "v0001", "ancestor_measurements": {"v0000": "x", "v0001": "y"}}, True),
+        ({"origin": "the/model"}, True),
+    ],
+)
+def test_there_is_a_chain_where_something_is_before_the_base(fields: dict[str, Any], *, has_chain: bool) -> None:
+    config = EvaluationConfig(tasks=("a",), **fields)
+
+    assert config.has_chain == has_chain
+
+
+def test_limit_of_a_task_may_be_of_rows_that_an_earlier_version_held_out() -> None:
+    config = EvaluationConfig(
+        tasks=("a",), earlier_holdouts={"holdout_v0001": "rows"}, task_limits={"holdout_v0001": 0.1}
+    )
+
+    assert config.earlier_holdouts == {"holdout_v0001": Path("rows")}

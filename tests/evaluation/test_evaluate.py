@@ -128,6 +128,7 @@ def test_files_hold_what_was_returned(run: Run) -> None:
         "report.md",
         "samples.jsonl",
         "measurements",
+        "cache",
     }
 
 

@@ -2,6 +2,7 @@ import pytest
 
 from osft.errors import EvaluationError
 from osft.evaluation.config import EvaluationConfig
+from osft.evaluation.cumulative import BestComparison, CumulativeOutcome
 from osft.evaluation.forgetting import Kind, Outcome, TaskComparison
 from osft.evaluation.gate import judge
 
@@ -220,3 +221,66 @@ def test_gain_of_a_task_is_no_loss() -> None:
 
     assert verdict.passed
     assert "facts lost 0.0 points" in verdict.reasons[1]
+
+
+def chain(cumulative: float, upper: float, *tasks: tuple[str, TaskComparison]) -> CumulativeOutcome:
+    return CumulativeOutcome(
+        cumulative_forgetting=cumulative,
+        cumulative_forgetting_upper=upper,
+        best_tasks=tuple(
+            BestComparison(version=version, compared_with=("v0001", "v0002"), comparison=comparison)
+            for version, comparison in tasks or (("v0001", task(cumulative, upper)),)
+        ),
+        origin_forgetting=None,
+        origin_forgetting_upper=None,
+        origin_tasks=(),
+    )
+
+
+def test_small_losses_that_stay_within_the_cumulative_limit_pass() -> None:
+    verdict = judge(outcome(0.01, 0.03), limits(), chain(0.05, 0.1))
+
+    assert verdict.passed
+    assert verdict.reasons[1] == (
+        "Forgetting since each task's best version is 5.0 points and, with 95% confidence, at most 10.0 points: within "
+        "the limit of 10.0 points."
+    )
+
+
+def test_losses_that_added_up_are_named_with_their_versions_worst_first() -> None:
+    tasks = [
+        ("v0001", task(0.02, 0.05, name="dates")),
+        ("v0002", task(0.3, 0.4, name="names")),
+        ("origin", task(0.2, 0.3)),
+        ("v0001", task(-0.1, 0.0, name="gained")),
+        ("v0001", task(0.01, 0.1, name="fourth")),
+    ]
+
+    verdict = judge(outcome(0.01, 0.03), limits(), chain(0.106, 0.15, *tasks))
+
+    assert not verdict.passed
+    assert verdict.reasons[1] == (
+        "Forgetting since each task's best version is 10.6 points, above the limit of 10.0 points (at most 15.0 with "
+        "95% confidence). Most was lost in names (30.0 points since v0002), facts (20.0 points since the origin) and "
+        "dates (2.0 points since v0001)."
+    )
+
+
+def test_too_few_documents_to_tell_what_added_up_do_not_pass() -> None:
+    verdict = judge(outcome(0.01, 0.03), limits(), chain(0.0, 0.2))
+
+    assert not verdict.passed
+    assert verdict.reasons[1].endswith(
+        "but up to 20.0 points cannot be ruled out (95% confidence): more documents would decide."
+    )
+
+
+def test_cumulative_loss_without_a_bound_is_held_against_its_limit() -> None:
+    kept, lost = (chain(value, value, ("v0001", task(value, None))) for value in (0.05, 0.2))
+
+    assert judge(outcome(0.01, 0.03), limits(), kept).passed
+    reason = judge(outcome(0.01, 0.03), limits(), lost).reasons[1]
+    assert reason == (
+        "Forgetting since each task's best version is 20.0 points, above the limit of 10.0 points. Most was lost in "
+        "facts (20.0 points since v0001)."
+    )

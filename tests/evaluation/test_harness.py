@@ -8,7 +8,7 @@ from lm_eval.tasks import TaskManager
 
 from osft.errors import EvaluationError
 from osft.evaluation.config import EvaluationConfig
-from osft.evaluation.harness import measure
+from osft.evaluation.harness import measure, question_fingerprint
 from osft.evaluation.models.loading import LazyModel
 from osft.evaluation.models.source import find_model
 from osft.evaluation.store import MeasurementStore
@@ -205,3 +205,33 @@ def test_examples_are_asked_as_turns_like_by_lm_evals_own_command(base_model: Pa
 
     assert ours["letters"].documents[0].prompt == theirs["samples"]["letters"][0]["arguments"][0][0]
     assert ours["letters"].documents[0].prompt.count("<|im_start|>assistant") == 2
+
+
+SAMPLE: dict[str, Any] = {
+    "doc_hash": "a",
+    "target_hash": "b",
+    "arguments": [("Which?", " one"), ("Which?", " two")],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"doc_hash": "other"},
+        {"target_hash": "other"},
+        {"arguments": [("Who?", " one"), ("Who?", " two")]},
+        {"arguments": [("Which?", " one"), ("Which?", " three")]},
+        {"arguments": [("Which?", {"until": ["."], "max_gen_toks": 8})]},
+    ],
+)
+def test_another_question_has_another_fingerprint(changes: dict[str, Any]) -> None:
+    assert question_fingerprint(SAMPLE) == question_fingerprint(dict(SAMPLE))
+    assert question_fingerprint(SAMPLE | changes) != question_fingerprint(SAMPLE)
+
+
+def test_how_long_an_answer_may_be_is_part_of_the_question() -> None:
+    short, long = (
+        SAMPLE | {"arguments": [("Which?", {"until": ["."], "max_gen_toks": tokens})]} for tokens in (8, 256)
+    )
+
+    assert question_fingerprint(short) != question_fingerprint(long)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from osft.errors import ConfigError, MissingPathError
+from osft.errors import ConfigError, MissingPathError, WorkspaceError
 from osft.evaluation.parameters import (
+    Ancestry,
     EvaluationParameters,
     data_summary,
     describe_inputs,
@@ -28,10 +29,13 @@ PARAMETERS = EvaluationParameters(
     probe="",
     backend="hf",
     max_forgetting=0.05,
+    max_cumulative_forgetting=0.1,
     task_limits={"gsm8k": 0.02},
     min_target_gain=0.0,
     seed=42,
 )
+
+NO_ANCESTRY = Ancestry(version=None, origin="pvc://origin", earlier_holdouts={}, ancestor_measurements={})
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def processed(tmp_path: Path) -> Path:
 def test_empty_texts_zeros_and_auto_stand_for_what_the_library_does_unasked(
     workspace: Workspace, processed: Path
 ) -> None:
-    config = make_config(PARAMETERS, workspace, processed=processed)
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_ANCESTRY)
 
     assert config.tasks == ("gsm8k", "arc_easy")
     assert config.target_tasks == ()
@@ -71,17 +75,50 @@ def test_what_is_given_is_taken(workspace: Workspace, processed: Path) -> None:
         generation={"max_gen_toks": 16},
     )
 
-    config = make_config(parameters, workspace, processed=processed)
+    config = make_config(parameters, workspace, processed=processed, ancestry=NO_ANCESTRY)
 
     assert (config.include_path, config.probe) == (workspace.root / "tasks", workspace.root / "probe.txt")
     assert (config.num_fewshot, config.limit, config.batch_size) == (5, 100, 8)
     assert config.generation == {"max_gen_toks": 16}
 
 
+def test_versions_before_the_base_are_found_on_the_workspace(workspace: Workspace, processed: Path) -> None:
+    for folder in ("v0000/measurements", "v0001/measurements", "v0001/holdout"):
+        (workspace.models / "m" / folder).mkdir(parents=True)
+    ancestry = Ancestry(
+        version="v0001",
+        origin="pvc://origin/that/is/gone",
+        earlier_holdouts={"holdout_v0001": "models/m/v0001/holdout"},
+        ancestor_measurements={"v0000": "models/m/v0000/measurements", "v0001": "models/m/v0001/measurements"},
+    )
+
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=ancestry)
+
+    assert config.earlier_holdouts == {"holdout_v0001": workspace.models / "m" / "v0001" / "holdout"}
+    assert list(config.ancestor_measurements.items()) == [
+        (version, workspace.models / "m" / version / "measurements") for version in ("v0000", "v0001")
+    ]
+    assert (config.base_version, config.origin) == ("v0001", str(workspace.root / "origin/that/is/gone"))
+    assert config.has_chain
+
+
+def test_base_that_is_no_version_is_its_own_origin(workspace: Workspace, processed: Path) -> None:
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_ANCESTRY)
+
+    assert (config.base_version, config.origin, config.has_chain) == (None, None, False)
+
+
+def test_folder_of_a_version_outside_of_the_workspace_is_refused(workspace: Workspace, processed: Path) -> None:
+    ancestry = replace(NO_ANCESTRY, version="v0001", earlier_holdouts={"holdout_v0001": "../elsewhere"})
+
+    with pytest.raises(WorkspaceError, match=r"'\.\./elsewhere' leaves the workspace"):
+        make_config(PARAMETERS, workspace, processed=processed, ancestry=ancestry)
+
+
 def test_whole_numbers_that_kfp_made_doubles_are_whole_again(workspace: Workspace, processed: Path) -> None:
     parameters = replace(PARAMETERS, generation={"max_gen_toks": 16.0, "top_p": 0.5, "until": ["a", 2.0], "do": True})
 
-    config = make_config(parameters, workspace, processed=processed)
+    config = make_config(parameters, workspace, processed=processed, ancestry=NO_ANCESTRY)
 
     assert repr(config.generation) == repr({"max_gen_toks": 16, "top_p": 0.5, "until": ["a", 2], "do": True})
 
@@ -89,20 +126,20 @@ def test_whole_numbers_that_kfp_made_doubles_are_whole_again(workspace: Workspac
 def test_without_held_out_rows_nothing_is_asked_of_them(workspace: Workspace, processed: Path) -> None:
     write_json(processed / "processing.json", {"rows_holdout": 0})
 
-    config = make_config(PARAMETERS, workspace, processed=processed)
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_ANCESTRY)
 
     assert config.holdout is None
 
 
 def test_a_server_that_cannot_have_the_trained_model_is_refused(workspace: Workspace, processed: Path) -> None:
     with pytest.raises(ConfigError, match="eval_backend is 'openai', but no server has the model that this run trains"):
-        make_config(replace(PARAMETERS, backend="openai"), workspace, processed=processed)
+        make_config(replace(PARAMETERS, backend="openai"), workspace, processed=processed, ancestry=NO_ANCESTRY)
 
 
 @pytest.mark.parametrize("shots", ["five", "-1", "", "2.5"])
 def test_a_number_of_shots_that_is_none_is_refused(workspace: Workspace, processed: Path, shots: str) -> None:
     with pytest.raises(ConfigError, match=f"eval_num_fewshot is '{shots}'. Give a whole number from 0, or auto"):
-        make_config(replace(PARAMETERS, num_fewshot=shots), workspace, processed=processed)
+        make_config(replace(PARAMETERS, num_fewshot=shots), workspace, processed=processed, ancestry=NO_ANCESTRY)
 
 
 def test_the_inputs_change_with_the_content_of_tasks_and_probe(workspace: Workspace, processed: Path) -> None:
@@ -111,7 +148,7 @@ def test_the_inputs_change_with_the_content_of_tasks_and_probe(workspace: Worksp
     (tasks / "deeper" / "one.yaml").write_text("task: one")
     (workspace.root / "probe.txt").write_text("some text")
     parameters = replace(PARAMETERS, include_path="pvc://tasks", probe="pvc://probe.txt")
-    config = make_config(parameters, workspace, processed=processed)
+    config = make_config(parameters, workspace, processed=processed, ancestry=NO_ANCESTRY)
 
     first = describe_inputs("base", config)
     (tasks / "deeper" / "one.yaml").write_text("task: two")

@@ -3,10 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from osft.errors import ConfigError, EvaluationError, MissingPathError
 from osft.evaluation.config import EvaluationConfig
+from osft.evaluation.holdout import HoldoutRow, HoldoutTask
 from osft.evaluation.task_index import CACHE_NAME
 from osft.evaluation.tasks import check_no_overlap, load_tasks, resolve_data_files
 from osft.workspace import write_json
@@ -87,13 +89,15 @@ def test_task_that_two_names_contain_is_an_error(kit: Any, tmp_path: Path) -> No
         load_tasks(task_config(("both", "one"), tmp_path))
 
 
-def test_task_with_the_name_of_the_held_out_rows_is_to_be_renamed(kit: Any, tmp_path: Path) -> None:
-    kit.write_prose_task(tmp_path, "holdout")
-    kit.write_group(tmp_path, "group", ["holdout"])
+@pytest.mark.parametrize("name", ["holdout", "holdout_v0001"])
+def test_task_with_the_name_of_held_out_rows_is_to_be_renamed(kit: Any, tmp_path: Path, name: str) -> None:
+    kit.write_prose_task(tmp_path, name)
+    kit.write_group(tmp_path, "group", [name])
     (group,) = load_tasks(task_config(("group",), tmp_path))
-    held_out = replace(group, name="holdout", item=group.tasks[0])
+    row = HoldoutRow(row=1, input_ids=np.array([1, 2, 3], dtype=np.int32), turns=((1, 3),), is_plain_text=False)
+    held_out = replace(group, name=name, item=HoldoutTask([row], kit.byte_tokenizer(), name=name))
 
-    with pytest.raises(ConfigError, match="'group' and 'holdout' both contain 'holdout'.* rename the task in its YAML"):
+    with pytest.raises(ConfigError, match=f"'group' and '{name}' both contain '{name}'.* rename the task in its YAML"):
         check_no_overlap([group, held_out])
 
 

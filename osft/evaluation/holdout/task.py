@@ -77,12 +77,15 @@ class HoldoutTask(Task):
     VERSION = 3
     OUTPUT_TYPE = "loglikelihood"
 
-    def __init__(self, rows: Sequence[HoldoutRow], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, rows: Sequence[HoldoutRow], tokenizer: PreTrainedTokenizerBase, *, name: str = HOLDOUT_TASK
+    ) -> None:
         """Make the task.
 
         Args:
             rows: at least one.
             tokenizer: the base model's; for people to read, and to compare written answers.
+            name: what the task is called; it changes no prompt and no score.
         """
         self._tokenizer = tokenizer
         added = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
@@ -94,7 +97,7 @@ class HoldoutTask(Task):
         self._has_acc = 2 * sum(map(_is_short, rows)) >= len(rows)
         super().__init__()
         # num_fewshot 0 in a task's own configuration is what lm-eval never overrides: a row is whole as it is.
-        self._config = TaskConfig(task=HOLDOUT_TASK, num_fewshot=0, output_type="loglikelihood")
+        self._config = TaskConfig(task=name, num_fewshot=0, output_type="loglikelihood")
 
     @property
     def fingerprint(self) -> str:
@@ -260,6 +263,6 @@ def token_perplexity(items: Sequence[tuple[float, int]]) -> float:
         return math.exp(-weighted_mean(items))
     except OverflowError as error:
         raise EvaluationError(
-            f"task {HOLDOUT_TASK}: the perplexity overflows (mean log-likelihood {weighted_mean(items):.4g} a token). "
+            f"held-out rows: the perplexity overflows (mean log-likelihood {weighted_mean(items):.4g} a token). "
             "The model's weights are broken."
         ) from error

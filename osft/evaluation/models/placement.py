@@ -4,10 +4,13 @@ A copy on each GPU is the fastest where one fits: the processes share nothing bu
 too large for one GPU is spread over all of them, layer after layer (accelerate's ``device_map="auto"``).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 LARGEST_SHARE = 0.85
 """Of a GPU's memory, for the weights; the rest is for activations and the cache of keys and values."""
@@ -43,3 +46,18 @@ def choose_placement(weight_bytes: int, gpu_memory_bytes: Sequence[int]) -> Plac
 def visible_gpu_memory_bytes() -> tuple[int, ...]:
     """Return the memory of each GPU that this process sees."""
     return tuple(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
+
+
+def warn_of_missing_gpus(expected: str) -> None:
+    """Say so where fewer GPUs are to be seen than a step was given; on a CPU it could take days unnoticed.
+
+    Args:
+        expected: a whole number as text, which is what KFP hands to a pod.
+    """
+    visible = torch.cuda.device_count()
+    if expected.isdecimal() and visible < int(expected):
+        logger.warning(
+            "the step was given %s GPUs and sees %d: it runs on %s. On a cluster, look at the node's driver and at "
+            "the image.",
+            expected, visible, "these" if visible else "the CPU",
+        )  # fmt: skip

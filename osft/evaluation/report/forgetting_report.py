@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osft.errors import EvaluationError
+from osft.evaluation.cumulative import BestComparison
 from osft.evaluation.forgetting import SecondaryMetric, TaskComparison, has_bound
 from osft.workspace import read_json, write_json
 
@@ -43,6 +44,24 @@ class ForgettingReport:
     average_accuracy_tuned: float | None
     """Mean score of all tasks that are scored from 0 to 1; None if none is."""
 
+    cumulative_forgetting: float | None = None
+    """Mean over the retention tasks of the share lost against each task's best version; None where the base is the
+    first of its chain."""
+
+    cumulative_forgetting_upper: float | None = None
+    """One-sided 95% upper confidence bound of it: what the gate looks at."""
+
+    best_tasks: tuple[BestComparison, ...] = ()
+    """Each retention task against the version that answered it best."""
+
+    origin_forgetting: float | None = None
+    origin_forgetting_upper: float | None = None
+    """The same against the origin, over :attr:`origin_tasks`."""
+
+    origin_tasks: tuple[TaskComparison, ...] = ()
+    left_out_references: tuple[str, ...] = ()
+    """A sentence for each task of an earlier version that was asked otherwise, and is not compared."""
+
     probe: "ProbeComparison | None"
     """How far the models differ on a text; None if none was given."""
 
@@ -77,10 +96,12 @@ class ForgettingReport:
         """
         try:
             content = read_json(Path(path))
-            tasks = tuple(_task(fields) for fields in content.pop("tasks"))
-            names = ("reasons", "unbounded_tasks", "too_few_documents")
-            content |= {name: tuple(content[name]) for name in names if name in content}
-            return cls(tasks=tasks, probe=_probe(content.pop("probe")), **content)
+            for name in ("tasks", "origin_tasks"):
+                content[name] = tuple(_task(fields) for fields in content.get(name, ()))
+            content["best_tasks"] = tuple(_best(fields) for fields in content.get("best_tasks", ()))
+            for name in ("reasons", "unbounded_tasks", "too_few_documents", "left_out_references"):
+                content[name] = tuple(content.get(name, ()))
+            return cls(probe=_probe(content.pop("probe")), **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EvaluationError(f"{path}: no report of an evaluation ({error}). Run the evaluation again.") from error
 
@@ -88,6 +109,14 @@ class ForgettingReport:
 def _task(fields: dict[str, Any]) -> TaskComparison:
     secondary = tuple(SecondaryMetric(**one) for one in fields.pop("secondary"))
     return TaskComparison(**fields, secondary=secondary)
+
+
+def _best(fields: dict[str, Any]) -> BestComparison:
+    return BestComparison(
+        version=fields["version"],
+        compared_with=tuple(fields["compared_with"]),
+        comparison=_task(fields["comparison"]),
+    )
 
 
 def _probe(fields: dict[str, Any] | None) -> "ProbeComparison | None":

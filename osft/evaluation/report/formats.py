@@ -30,7 +30,12 @@ def verdict_sentence(report: ForgettingReport) -> str:
     forgotten, gained = _forgotten(report), _gained(report)
     clauses = [forgotten, gained]
     if not report.passed and _is_forgetting_kept(report):
-        clauses = [gained, forgotten] if _is_gain_missed(report) else ["a limit of a single task is not kept", *clauses]
+        if not _is_cumulative_kept(report):
+            clauses = [_added_up(report), *clauses]
+        elif _is_gain_missed(report):
+            clauses = [gained, forgotten]
+        else:
+            clauses = ["a limit of a single task is not kept", *clauses]
     may = "may" if report.passed else "should not"
     return f"The tuned model {may} replace the base: {', '.join(clauses[:-1])}, and {clauses[-1]}."
 
@@ -45,6 +50,13 @@ def _forgotten(report: ForgettingReport) -> str:
         return f"too few documents to tell, it may have forgotten {format_ceiling(upper)} points ({confidence})"
     lost = "nothing measurable" if value < NO_POINTS else f"{format_points(value)} points"
     return f"it forgot {lost} ({bound_phrase(report)})"
+
+
+def _added_up(report: ForgettingReport) -> str:
+    value, upper = report.cumulative_forgetting or 0.0, report.cumulative_forgetting_upper or 0.0
+    if value <= float(report.settings["max_cumulative_forgetting"]) + ROUND_OFF:
+        return f"since its best versions it may have forgotten {format_ceiling(upper)} points (95% confidence)"
+    return f"small losses have added up to {format_points(value)} points since its best versions"
 
 
 def _gained(report: ForgettingReport) -> str:
@@ -62,6 +74,11 @@ def _gained(report: ForgettingReport) -> str:
 def _is_forgetting_kept(report: ForgettingReport) -> bool:
     upper = report.forgetting_upper if report.has_bound else report.forgetting
     return not report.too_few_documents and upper <= _max_forgetting(report) + ROUND_OFF
+
+
+def _is_cumulative_kept(report: ForgettingReport) -> bool:
+    upper = report.cumulative_forgetting_upper
+    return upper is None or upper <= float(report.settings["max_cumulative_forgetting"]) + ROUND_OFF
 
 
 def _is_gain_missed(report: ForgettingReport) -> bool:

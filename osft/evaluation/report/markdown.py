@@ -23,8 +23,8 @@ from osft.evaluation.report.formats import (
     name_some,
     verdict_sentence,
 )
-from osft.evaluation.report.points import format_points
-from osft.evaluation.report.task_rows import grouped_tasks
+from osft.evaluation.report.points import format_bound, format_points
+from osft.evaluation.report.task_rows import grouped_tasks, sorted_best
 from osft.pages import format_count
 from osft.workspace import atomic_file
 
@@ -48,11 +48,12 @@ def write_markdown(report: ForgettingReport, path: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(points=format_points, number=format_number, share=format_share)
-    environment.filters.update(chance=format_chance, count=format_count)
+    environment.filters.update(chance=format_chance, count=format_count, bound=format_bound)
     summary = environment.get_template(TEMPLATE_NAME).render(
         report=report,
         verdict=verdict_sentence(report),
         groups=grouped_tasks(report),
+        best_tasks=sorted_best(report),
         unbounded=name_some(report.unbounded_tasks),
         score=format_score,
         change=format_change,

@@ -18,12 +18,17 @@ def flat_metrics(report: ForgettingReport) -> dict[str, float]:
 
     ``forgetting``, ``forgetting_upper``, ``target_gain``, ``passed`` (1.0 or 0.0), ``backward_transfer``,
     ``average_accuracy`` (of the tuned model), ``retention.<task>.base``, ``.tuned`` and ``.delta``, the same for
-    ``target.<task>``, ``probe.kl``, ``probe.perplexity_base``, ``probe.perplexity_tuned``, and of the training
-    ``unfreeze_rank_ratio``, ``learning_rate`` and ``num_epochs``. All are finite.
+    ``target.<task>``; where the base has ancestors, ``cumulative_forgetting``, ``cumulative_forgetting_upper``,
+    ``origin_forgetting`` and ``retention.<task>.best`` (the best version's score); ``probe.kl``,
+    ``probe.perplexity_base``, ``probe.perplexity_tuned``; of the training ``unfreeze_rank_ratio``, ``learning_rate``
+    and ``num_epochs``. All are finite.
     """
     numbers: dict[str, object] = {
         "forgetting": report.forgetting,
         "forgetting_upper": report.forgetting_upper if report.has_bound else None,
+        "cumulative_forgetting": report.cumulative_forgetting,
+        "cumulative_forgetting_upper": report.cumulative_forgetting_upper if report.has_bound else None,
+        "origin_forgetting": report.origin_forgetting,
         "target_gain": report.target_gain,
         "passed": float(report.passed),
         "backward_transfer": report.backward_transfer,
@@ -32,6 +37,8 @@ def flat_metrics(report: ForgettingReport) -> dict[str, float]:
     for task in report.tasks:
         for name in ("base", "tuned", "delta"):
             numbers[f"{task.kind}.{task.task}.{name}"] = getattr(task, name)
+    for best in report.best_tasks:
+        numbers[f"retention.{best.comparison.task}.best"] = best.comparison.base
     if report.probe is not None:
         numbers |= {
             "probe.kl": report.probe.kl,

@@ -24,8 +24,8 @@ from osft.evaluation.report.formats import (
     plain_values,
     verdict_sentence,
 )
-from osft.evaluation.report.points import format_points
-from osft.evaluation.report.task_rows import flip_totals, table_groups
+from osft.evaluation.report.points import format_bound, format_points
+from osft.evaluation.report.task_rows import best_rows, flip_totals, table_groups
 from osft.pages import format_count, write_page
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def write_html(report: ForgettingReport, documents: Sequence[DocumentPair], path
             "unbounded": name_some(report.unbounded_tasks),
             "too_few": name_some(report.too_few_documents),
             "groups": table_groups(report),
+            "chain": _chain(report),
             "num_tasks": len(report.tasks),
             "lacks_interval": any(missing_interval(task) for task in report.tasks),
             "probe": None if report.probe is None else _probe(report.probe),
@@ -87,6 +88,26 @@ def _figures(report: ForgettingReport) -> dict[str, Any]:
         "flips": flip_totals(report),
         "backward_transfer": format_points(report.backward_transfer, signed=True),
         "accuracy": [format_share(one) for one in accuracies if one is not None],
+    }
+
+
+def _chain(report: ForgettingReport) -> dict[str, Any] | None:
+    """Return what was lost since the best versions and since the origin; None without a chain."""
+    value, upper = report.cumulative_forgetting, report.cumulative_forgetting_upper
+    if value is None or upper is None:
+        return None
+    limit = float(report.settings["max_cumulative_forgetting"])
+    since_origin, origin_upper = report.origin_forgetting, report.origin_forgetting_upper
+    return {
+        "forgetting": format_points(value),
+        "bound": format_bound(upper) if report.has_bound else "no bound",
+        "limit": format_points(limit),
+        "gauge": _gauge(value, upper if report.has_bound else value, limit),
+        "origin": None if since_origin is None else format_points(since_origin),
+        "origin_bound": format_bound(origin_upper) if origin_upper is not None and report.has_bound else "no bound",
+        "origin_tasks": len(report.origin_tasks),
+        "table": best_rows(report),
+        "left_out": report.left_out_references,
     }
 
 

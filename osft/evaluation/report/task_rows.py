@@ -8,6 +8,7 @@ grey, since among twenty bars one misses zero by chance.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from osft.evaluation.cumulative import BestComparison
 from osft.evaluation.forgetting import TaskComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.formats import (
@@ -50,9 +51,23 @@ def table_groups(report: ForgettingReport) -> list[dict[str, Any]]:
     groups = []
     for title, tasks in grouped_tasks(report):
         scale = _scale(tasks)
-        axis = (format_points(-scale, signed=True), format_points(scale, signed=True))
-        groups.append({"title": title, "axis": axis, "rows": [_row(task, scale) for task in tasks]})
+        groups.append({"title": title, "axis": _axis(scale), "rows": [_row(task, scale) for task in tasks]})
     return groups
+
+
+def sorted_best(report: ForgettingReport) -> list[BestComparison]:
+    """Return each task against its best version, in the order of :func:`grouped_tasks`; nothing without a chain."""
+    return sorted(report.best_tasks, key=lambda best: _place_in_table(best.comparison))
+
+
+def best_rows(report: ForgettingReport) -> dict[str, Any] | None:
+    """Return the rows of each task against its best version, on a scale of their own; None without a chain."""
+    best = sorted_best(report)
+    if not best:
+        return None
+    scale = _scale([task.comparison for task in best])
+    rows = [_row(task.comparison, scale) | {"best": task.version} for task in best]
+    return {"title": TITLES[0][1], "axis": _axis(scale), "rows": rows}
 
 
 def flip_totals(report: ForgettingReport) -> Mapping[str, int] | None:
@@ -63,12 +78,17 @@ def flip_totals(report: ForgettingReport) -> Mapping[str, int] | None:
     return {"lost": sum(task.lost or 0 for task in counted), "gained": sum(task.gained or 0 for task in counted)}
 
 
+def _axis(scale: float) -> tuple[str, str]:
+    return format_points(-scale, signed=True), format_points(scale, signed=True)
+
+
 def _place_in_table(task: TaskComparison) -> tuple[bool, float]:
     return missing_interval(task) is not None, task.change_share
 
 
 def _row(task: TaskComparison, scale: float) -> dict[str, Any]:
     return {
+        "best": None,
         "task": task.task,
         "metric": task.metric,
         "lower_is_better": not task.higher_is_better,

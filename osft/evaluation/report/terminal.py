@@ -43,6 +43,11 @@ def render_table(report: ForgettingReport) -> Table:
         for task in tasks:
             table.add_row(*_cells(task))
         table.add_section()
+    if older := [best for best in report.best_tasks if not best.is_of_base]:
+        table.add_row("against the best before", style="dim")
+        for best in older:
+            table.add_row(*_cells(best.comparison, version=best.version))
+        table.add_section()
     if report.probe:
         before, after = format_number(report.probe.base_perplexity), format_number(report.probe.tuned_perplexity)
         table.add_row("on the probe", style="dim")
@@ -57,6 +62,8 @@ def render_table(report: ForgettingReport) -> Table:
     table.add_row(*_share_cells("forgetting", report.forgetting))
     for cells in _bound_rows(report):
         table.add_row(*cells)
+    for cells in _chain_rows(report):
+        table.add_row(*cells)
     table.add_row("passed" if report.passed else "not passed", style="bold green" if report.passed else "bold red")
     return table
 
@@ -65,12 +72,26 @@ def _bound_rows(report: ForgettingReport) -> Iterator[tuple[str | Text, ...]]:
     if not report.has_bound:
         yield (Text(f"  {bound_phrase(report)}"),)
         return
-    if report.forgetting_upper > MAX_SHARE:
-        yield ("  no bound (95% confidence)",)
-    else:
-        yield _share_cells("  at most (95% confidence)", report.forgetting_upper)
+    yield _bound_cells(report.forgetting_upper)
     if report.unbounded_tasks:
         yield (Text(f"  chance in {name_some(report.unbounded_tasks)} left out"),)
+
+
+def _chain_rows(report: ForgettingReport) -> Iterator[tuple[str, ...]]:
+    """Yield what was lost since the best versions, and since the origin; nothing without a chain."""
+    if report.cumulative_forgetting is None or report.cumulative_forgetting_upper is None:
+        return
+    yield _share_cells("cumulative forgetting", report.cumulative_forgetting)
+    if report.has_bound:
+        yield _bound_cells(report.cumulative_forgetting_upper)
+    if report.origin_forgetting is not None:
+        yield _share_cells("  since the origin", report.origin_forgetting)
+
+
+def _bound_cells(upper: float) -> tuple[str, ...]:
+    if upper > MAX_SHARE:
+        return ("  no bound (95% confidence)",)
+    return _share_cells("  at most (95% confidence)", upper)
 
 
 def _share_cells(name: str, share: float, *, signed: bool = False) -> tuple[str, ...]:
@@ -78,9 +99,9 @@ def _share_cells(name: str, share: float, *, signed: bool = False) -> tuple[str,
     return name, "", "", points.replace("more than ", ">").replace("less than ", "<")
 
 
-def _cells(task: TaskComparison) -> tuple[Text, ...]:
+def _cells(task: TaskComparison, *, version: str = "") -> tuple[Text, ...]:
     cells = (
-        f"  {task.task}",
+        f"  {task.task}{f' ({version})' if version else ''}",
         format_score(task, task.base),
         format_score(task, task.tuned),
         f"{MARK if task.is_significant else ''}{format_change(task, task.delta)}",

@@ -66,6 +66,16 @@ def test_row_is_right_only_if_every_turn_is(tokenizer: Any) -> None:
     assert scores == {"acc": 0.0, "token_loglikelihood": -2.0, "perplexity": (-4.0, 2)}
 
 
+def test_name_of_the_task_changes_neither_what_is_asked_nor_how_it_is_scored(tokenizer: Any) -> None:
+    rows = [make_row([1, 2, 3, 4], (1, 2), (3, 4))]
+
+    own, permanent = HoldoutTask(rows, tokenizer), HoldoutTask(rows, tokenizer, name="holdout_v0001")
+
+    assert (own.task_name, permanent.task_name) == ("holdout", "holdout_v0001")
+    assert own.fingerprint == permanent.fingerprint
+    assert requests_of(own) == requests_of(permanent)
+
+
 def test_plain_text_has_no_right_answer_and_writes_none(tokenizer: Any) -> None:
     task = HoldoutTask([make_row([5, 6, 7, END], (1, 4), is_plain_text=True)], tokenizer)
 

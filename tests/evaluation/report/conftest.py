@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from osft.evaluation.cumulative import BestComparison
 from osft.evaluation.forgetting import SecondaryMetric, TaskComparison
 from osft.evaluation.pairing import DocumentPair
 from osft.evaluation.probe import ProbeComparison
@@ -86,6 +87,27 @@ def make_report(make_task: Callable[..., TaskComparison]) -> Callable[..., Forge
         return ForgettingReport(**values | fields)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chain_fields(make_task: Callable[..., TaskComparison]) -> dict[str, Any]:
+    """What a report has in addition where the base has ancestors."""
+    lost = make_task(base=1.0, tuned=0.9, delta=-0.1, ci_low=-0.15, ci_high=-0.04, p_adjusted=None, lost=10)
+    kept = make_task(task="holdout_v0002", base=0.96, tuned=0.96, delta=0.0, ci_low=-0.04, ci_high=0.04, n=50)
+    versions = ("origin", "v0001", "v0002")
+    return {
+        "cumulative_forgetting": 0.05,
+        "cumulative_forgetting_upper": 0.0875,
+        "best_tasks": (
+            BestComparison(version="v0001", compared_with=versions, comparison=lost),
+            BestComparison(version="v0002", compared_with=("v0002",), comparison=kept),
+        ),
+        "origin_forgetting": 0.08,
+        "origin_forgetting_upper": 0.1225,
+        "origin_tasks": (lost,),
+        "left_out_references": ("prose is not compared with v0001: prose had 4 documents then, and has 5 now.",),
+        "settings": {"max_forgetting": 0.05, "max_cumulative_forgetting": 0.1, "min_target_gain": 0.0},
+    }
 
 
 @pytest.fixture(scope="session")

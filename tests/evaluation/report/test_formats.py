@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,32 @@ def test_verdict_of_a_failure_begins_with_what_failed(
     verdict = verdict_sentence(make_report(**values))
 
     assert verdict.startswith(f"The tuned model should not replace the base: {begin}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "begin"),
+    [
+        (
+            {"cumulative_forgetting": 0.12, "cumulative_forgetting_upper": 0.15},
+            "small losses have added up to 12.0 points since its best versions, it forgot 1.5 points (at most 3.2",
+        ),
+        (
+            {"cumulative_forgetting": 0.05, "cumulative_forgetting_upper": 0.15},
+            "since its best versions it may have forgotten up to 15.0 points (95% confidence), it forgot 1.5 points",
+        ),
+        ({"forgetting": 0.2, "forgetting_upper": 0.3, "cumulative_forgetting_upper": 0.4}, "it forgot 20.0 points"),
+        ({"target_gain": -0.02}, "it lost 2.0 points on the new data, and it forgot 1.5 points"),
+    ],
+)
+def test_verdict_of_a_chain_begins_with_losses_that_added_up(
+    make_report: MakeReport, chain_fields: dict[str, Any], fields: dict[str, object], begin: str
+) -> None:
+    values = chain_fields | {"passed": False, "forgetting_upper": 0.0316, "unbounded_tasks": ()} | fields
+
+    verdict = verdict_sentence(make_report(**values))
+
+    assert verdict.startswith(f"The tuned model should not replace the base: {begin}")
+    assert verdict.count(". ") == 0
 
 
 def test_verdict_of_a_broken_model_has_few_digits(make_report: MakeReport) -> None:

@@ -113,6 +113,25 @@ def test_summary_of_a_failure_says_so_first(make_report: MakeReport, tmp_path: P
     assert summary.startswith("## Not passed\n\n**The tuned model should not replace the base")
 
 
+def test_summary_of_a_chain_names_the_best_version_of_each_task(
+    make_report: MakeReport, chain_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    summary = written(make_report(**chain_fields), tmp_path)
+
+    assert [row for row in cells(summary) if len(row) == 6] == [
+        ["Task", "Best version", "Its score", "After", "Change", "95% interval"],
+        ["capitals[eu]", "v0001", "100.0%", "90.0%", f"{MINUS}10.0", f"{MINUS}15.0 to {MINUS}4.0"],
+        ["holdout_v0002", "v0002", "96.0%", "96.0%", "0.0", f"{MINUS}4.0 to +4.0"],
+    ]
+    assert "- Cumulative forgetting: 5.0 points, the mean loss since each task's best version; at most 8.8" in summary
+    assert "- Since the origin: 8.0 points; at most 12.2 with 95% confidence" in summary
+    assert "prose is not compared with v0001: prose had 4 documents then" in summary.replace("\\", "")
+
+
+def test_summary_without_a_chain_names_no_versions(make_report: MakeReport, tmp_path: Path) -> None:
+    assert "best version" not in written(make_report(), tmp_path)
+
+
 def test_summary_tells_of_the_probe(make_report: MakeReport, make_probe: MakeProbe, tmp_path: Path) -> None:
     summary = written(make_report(probe=make_probe()), tmp_path)
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 from osft.evaluation.forgetting import TaskComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
@@ -58,3 +59,17 @@ def test_every_metric_is_a_finite_float(make_report: MakeReport) -> None:
 
     assert all(type(value) is float and math.isfinite(value) for value in numbers.values())
     assert not {"learning_rate", "num_epochs", "unfreeze_rank_ratio"} & set(numbers)
+
+
+def test_metrics_of_a_chain_have_what_was_lost_since_the_best(
+    make_report: MakeReport, chain_fields: dict[str, Any]
+) -> None:
+    alone, chained = flat_metrics(make_report()), flat_metrics(make_report(**chain_fields))
+
+    assert {name: chained[name] for name in chained.keys() - alone.keys()} == {
+        "cumulative_forgetting": 0.05,
+        "cumulative_forgetting_upper": 0.0875,
+        "origin_forgetting": 0.08,
+        "retention.capitals[eu].best": 1.0,
+        "retention.holdout_v0002.best": 0.96,
+    }

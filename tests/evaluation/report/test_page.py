@@ -1,6 +1,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,26 @@ def test_untrusted_text_is_escaped_wherever_it_comes_from(
     assert "<script" not in page
     assert "<img" not in page
     assert page.count("&lt;script&gt;alert(1)") >= 20
+
+
+def test_page_of_a_chain_shows_each_tasks_best_version_and_what_was_lost_since(
+    make_report: MakeReport, chain_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    text = seen(written(make_report(**chain_fields), tmp_path))
+
+    for expected in (
+        "Cumulative forgetting 5.0 points lost on average since each task's best version; at most 8.8 with 95%",
+        "The limit is 10.0.",
+        "Since the origin 8.0 points lost on average since the model that the chain began with, in the 1 task that it",
+        f"capitals[eu] acc 100.0% v0001 90.0% {MINUS}10.0 {MINUS}15.0 to {MINUS}4.0",
+        "holdout_v0002 acc 96.0% v0002 96.0% 0.0",
+        "left out prose is not compared with v0001",
+    ):
+        assert expected in text
+
+
+def test_page_without_a_chain_names_no_versions(make_report: MakeReport, tmp_path: Path) -> None:
+    assert "est version" not in seen(written(make_report(), tmp_path))
 
 
 def test_a_half_of_a_character_does_not_break_the_page(

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -99,3 +100,20 @@ def test_table_shows_the_probe_where_there_is_one(make_report: MakeReport, make_
 
     assert "perplexity 9.5 10.25" in lines
     assert "KL, nats a token 0.125" in lines
+
+
+def test_table_of_a_chain_shows_what_was_better_before(make_report: MakeReport, chain_fields: dict[str, Any]) -> None:
+    lines = drawn_lines(make_report(**chain_fields))
+
+    title = lines.index("against the best before")
+    assert lines[title + 1] == "capitals[eu] (v0001) 100.0% 90.0% -10.0 -15.0 to -4.0 100"
+    # Its best is the base, so the table above has it already.
+    assert not any("holdout_v0002" in line for line in lines)
+    total = lines.index("cumulative forgetting 5.0")
+    assert lines[total + 1 : total + 3] == ["at most (95% confidence) 8.8", "since the origin 8.0"]
+
+
+def test_table_of_a_chain_is_whole_in_80_columns(make_report: MakeReport, chain_fields: dict[str, Any]) -> None:
+    report = make_report(**chain_fields)
+
+    assert drawn_lines(report, width=80) == drawn_lines(report)
