@@ -2,12 +2,18 @@
 
 What differs from one cluster to the next is set here: images, and where the shared volume is mounted. The result
 is read back and checked: a pipeline that the cluster would refuse, or start without its volume, is not written.
+With ``--upload``, ``--run`` or ``--schedule`` it goes on to the pipeline server (:mod:`pipeline_server`).
 """
 
+import logging
+import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +25,12 @@ from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from components.images import PIPELINE_IMAGE, TRAINER_IMAGE
-from osft.errors import ConfigError
+from osft.errors import ConfigError, OsftError
 from osft.kubeflow.placement import IMAGE_VARIABLE
 from osft.workspace import DEFAULT_WORKSPACE_PATH, WORKSPACE_VARIABLE, atomic_file
+from pipeline_server.submission import Submission, open_server, submit
 from pipelines.continual_learning import continual_learning
+from pipelines.settings import parse_settings
 
 PIPELINES: dict[str, BaseComponent] = {
     "osft-continual-learning": continual_learning,
@@ -143,7 +151,59 @@ def find_problems(specification: dict[str, Any], platform: dict[str, Any], works
         mounts = kubernetes_executors(platform).get(name, {}).get("pvcMount", [])
         if [mount["mountPath"] for mount in mounts] != [workspace_path]:
             problems.append(f"{name} does not mount the workspace at {workspace_path}")
+    return problems + find_missing_inputs(specification, platform)
+
+
+def find_missing_inputs(specification: dict[str, Any], platform: dict[str, Any]) -> list[str]:
+    """Return which steps read a parameter that the condition or pipeline around them does not have.
+
+    kfp passes into a condition what its steps take as arguments, but not all of what their pods are made from: such a
+    pipeline is accepted, and fails on the cluster as the step starts.
+    """
+    problems = []
+    for name, component in [("root", specification["root"]), *specification["components"].items()]:
+        given = set(component.get("inputDefinitions", {}).get("parameters", {}))
+        for step, task in component.get("dag", {}).get("tasks", {}).items():
+            executor = specification["components"][task["componentRef"]["name"]].get("executorLabel", "")
+            read = {*_parameters_read(task), *_parameters_read(kubernetes_executors(platform).get(executor, {}))}
+            problems += [f"{step} reads {missing}, which {name} does not have" for missing in sorted(read - given)]
     return problems
+
+
+def _parameters_read(part: Any) -> Iterator[str]:
+    """Yield the names of the parameters that a part of a step reads from what is around it."""
+    if isinstance(part, dict):
+        if isinstance(name := part.get("componentInputParameter"), str):
+            yield name
+        part = list(part.values())
+    if isinstance(part, list):
+        for inner in part:
+            yield from _parameters_read(inner)
+
+
+def compile_all(output: Path, deployment: Deployment) -> None:
+    """Write all pipelines to the folder ``output``, and say so.
+
+    Raises:
+        ConfigError: if one of them cannot be used.
+    """
+    for name, pipeline in PIPELINES.items():
+        target = output / f"{name}.yaml"
+        compile_pipeline(pipeline, target, deployment)
+        typer.echo(
+            f"wrote {target} (CPU steps in {deployment.image}, training and evaluation in {deployment.trainer_image})"
+        )
+
+
+def choose_pipeline(name: str) -> BaseComponent:
+    """Return the pipeline ``name``.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in PIPELINES:
+        raise ConfigError(f"--pipeline '{name}' is not one of {', '.join(PIPELINES)}.")
+    return PIPELINES[name]
 
 
 def main(
@@ -152,19 +212,45 @@ def main(
     trainer_image: Annotated[str, typer.Option(help="Image of training and evaluation.")] = TRAINER_IMAGE,
     workspace_path: Annotated[str, typer.Option(help="Mount path of the shared volume.")] = DEFAULT_WORKSPACE_PATH,
     list_only: Annotated[bool, typer.Option("--list", help="List the pipelines and write nothing.")] = False,
+    upload: Annotated[bool, typer.Option("--upload", help="Upload what is new to the pipeline server.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Upload what is new, and start a run of it.")] = False,
+    schedule: Annotated[str | None, typer.Option(help="The same on a schedule, a cron line: '0 2 * * 0'.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter of the runs, name=value.")] = None,
+    pipeline: Annotated[str, typer.Option(help="The pipeline to upload, run or schedule.")] = next(iter(PIPELINES)),
+    experiment: Annotated[str, typer.Option(help="Experiment of the runs.")] = "continual-learning",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run or schedule. By default it says what it is.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the requests, and send none.")] = False,
 ) -> None:
-    """Compile the pipelines to KFP IR, ready to upload to Data Science Pipelines."""
+    """Compile the pipelines to KFP IR; upload, run or schedule one on Data Science Pipelines."""
     if list_only:
-        for name, pipeline in PIPELINES.items():
-            typer.echo(f"{name}.yaml  {pipeline.description}")
+        for pipeline_name, component in PIPELINES.items():
+            typer.echo(f"{pipeline_name}.yaml  {component.description}")
         return
+    logging.basicConfig(format="%(message)s")
     try:
-        deployment = Deployment(image=image, trainer_image=trainer_image, workspace_path=workspace_path)
-        for name, pipeline in PIPELINES.items():
-            target = output / f"{name}.yaml"
-            compile_pipeline(pipeline, target, deployment)
-            typer.echo(f"wrote {target} (CPU steps in {image}, training and evaluation in {trainer_image})")
-    except (ConfigError, OSError) as error:
+        if settings and not run and schedule is None:
+            raise ConfigError("--set is a parameter of runs. Give --run or --schedule with it.")
+        compile_all(output, Deployment(image=image, trainer_image=trainer_image, workspace_path=workspace_path))
+        if upload or run or schedule is not None:
+            chosen = choose_pipeline(pipeline)
+            submission = Submission(
+                pipeline=chosen,
+                file=output / f"{pipeline}.yaml",
+                arguments=parse_settings(settings or [], chosen),
+                experiment=experiment,
+                name=name,
+                run=run,
+                cron=schedule,
+            )
+            # kfp's own words are kept from the output; what is printed here goes to the output as it is now.
+            tell = partial(typer.echo, file=sys.stdout)
+            server = open_server(os.environ, tell if dry_run else None)
+            for line in submit(server, submission, datetime.now(UTC)):
+                if not dry_run:
+                    tell(line)
+    except (OsftError, OSError) as error:
         typer.echo(f"compile.py: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -8,7 +8,6 @@ Kubernetes knows (images, GPUs, claims, secrets) is left aside.
 """
 
 import contextlib
-import difflib
 import io
 import os
 import re
@@ -20,65 +19,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-import orjson
 import typer
 from kfp import local
-from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 from rich.console import Console
 
 from demo.parameters import DEMO_PARAMETERS
+from osft.data.files import VALIDATION_PAGE_NAME
 from osft.errors import ConfigError
+from osft.evaluation.evaluate import HTML_NAME, REPORT_NAME
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.terminal import render_table
 from osft.workspace import WORKSPACE_VARIABLE, Workspace
 from pipelines.continual_learning import continual_learning
+from pipelines.settings import parse_settings
 
-# What the pipeline declares, in words and as the types of its JSON values.
-JSON_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
-    "NUMBER_INTEGER": ("whole number", (int,)),
-    "NUMBER_DOUBLE": ("number", (int, float)),
-    "BOOLEAN": ("true or false", (bool,)),
-    "LIST": ("list", (list,)),
-    "STRUCT": ("JSON object", (dict,)),
-}
 # In what the runner prints: the start of a step, a log line of the library, the error that ended a step.
 STEP_STARTS = re.compile(r"Executing task .*'(?P<step>[\w-]+)'")
 STEP_SAYS = re.compile(r"\s*(?P<message>\d\d:\d\d:\d\d [A-Z]+ osft\..*|osft\.errors\.\w+: .*)")
 LOG_NAME = "local-run.log"
-PARAMETERS = continual_learning.pipeline_spec.root.input_definitions.parameters
-
-
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Return pipeline parameters from ``name=value`` texts, each in the type that the pipeline declares.
-
-    Raises:
-        ConfigError: if a name is unknown or a value is not of its type.
-    """
-    parsed = {}
-    for setting in settings:
-        name, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set '{setting}' has no value. Give name=value.")
-        if name not in PARAMETERS:
-            near = difflib.get_close_matches(name, PARAMETERS, n=3) or sorted(PARAMETERS)
-            raise ConfigError(f"--set '{setting}': there is no parameter {name}. Did you mean {', '.join(near)}?")
-        parsed[name] = _parse_value(name, text)
-    return parsed
-
-
-def _parse_value(name: str, text: str) -> Any:
-    kind = ParameterType.ParameterTypeEnum.Name(PARAMETERS[name].parameter_type)
-    if kind == "STRING":
-        return text
-    word, types = JSON_TYPES[kind]
-    try:
-        value = orjson.loads(text.lower() if kind == "BOOLEAN" else text)
-    except orjson.JSONDecodeError as error:
-        raise ConfigError(f"--set {name}={text} is not a {word}.") from error
-    # In Python a truth value is a whole number too.
-    if not isinstance(value, types) or isinstance(value, bool) != (kind == "BOOLEAN"):
-        raise ConfigError(f"--set {name}={text} is not a {word}.")
-    return value
 
 
 class StepLog(io.TextIOBase):
@@ -122,7 +80,7 @@ def quoted_interpreter() -> Iterator[None]:
 
 
 def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
-    """Run the pipeline and return the folder of its evaluation.
+    """Run the pipeline and return the folder of the run.
 
     Raises:
         RuntimeError: if a step fails; its message is in the output before.
@@ -140,15 +98,17 @@ def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
         workspace_root=tempfile.mkdtemp(prefix="kfp-workspace-"),
     )
     # Nobody takes a laptop away from a step: what failed here fails again.
-    for task in continual_learning.pipeline_spec.root.dag.tasks.values():
-        task.ClearField("retry_policy")
+    specification = continual_learning.pipeline_spec
+    for part in (specification.root, *specification.components.values()):
+        for task in part.dag.tasks.values():
+            task.ClearField("retry_policy")
     log_file = workspace.root / LOG_NAME
     with log_file.open("w") as log, contextlib.redirect_stdout(StepLog(log, sys.stdout)), quoted_interpreter():
         try:
             finished = continual_learning(**arguments)
         except RuntimeError as error:
             raise RuntimeError(f"{error} All that the steps printed is in {log_file}.") from error
-    return workspace.directory_of(finished.outputs["Output"].path)
+    return workspace.directory_of(finished.outputs["Output"].path).parent
 
 
 def main(
@@ -159,19 +119,23 @@ def main(
 ) -> None:
     """Run the continual-learning pipeline on this machine and print what the model gained and forgot."""
     try:
-        arguments = {**(DEMO_PARAMETERS if demo else {}), **parse_settings(settings or [])}
+        arguments = {**(DEMO_PARAMETERS if demo else {}), **parse_settings(settings or [], continual_learning)}
         if data_uri is not None:
             arguments["data_uri"] = data_uri
         if "data_uri" not in arguments:
             raise ConfigError("DATA_URI is missing. Give it, or --demo.")
         workspace.mkdir(parents=True, exist_ok=True)
-        evaluation = run(arguments, Workspace(workspace.resolve()))
-        report = ForgettingReport.load(evaluation / "forgetting.json")
+        folder = run(arguments, Workspace(workspace.resolve()))
+        evaluation = folder / "evaluation"
+        report = ForgettingReport.load(evaluation / REPORT_NAME) if evaluation.exists() else None
     except (ConfigError, OSError, RuntimeError) as error:
         typer.echo(f"run_local.py: {error}", err=True)
         raise typer.Exit(1) from error
-    Console().print(render_table(report))
-    typer.echo(f"Report: {evaluation / 'report.html'}")
+    if report is None:
+        typer.echo(f"No new rows: nothing was trained. Report: {folder / 'valid' / VALIDATION_PAGE_NAME}")
+    else:
+        Console().print(render_table(report))
+        typer.echo(f"Report: {evaluation / HTML_NAME}")
 
 
 if __name__ == "__main__":

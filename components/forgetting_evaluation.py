@@ -10,7 +10,6 @@ from components.images import TRAINER_IMAGE
 @dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
 def forgetting_evaluation(
     run_id: str,
-    model: str,
     tasks: str,
     target_tasks: str,
     include_path: str,
@@ -21,11 +20,14 @@ def forgetting_evaluation(
     generation: dict,
     probe: str,
     backend: str,
+    gpus: str,
     max_forgetting: float,
+    max_cumulative_forgetting: float,
     task_limits: dict,
     min_target_gain: float,
     fail_run: bool,
     seed: int,
+    base: dsl.Input[dsl.Artifact],
     processed: dsl.Input[dsl.Dataset],
     baseline: dsl.Input[dsl.Artifact],
     tuned: dsl.Input[dsl.Model],
@@ -40,7 +42,6 @@ def forgetting_evaluation(
 
     Args:
         run_id: id of the pipeline run.
-        model: base model, a Hugging Face id or a folder.
         tasks: retention tasks of lm-eval, separated by commas.
         target_tasks: lm-eval tasks of the new domain, separated by commas; the held-out rows always count as one.
         include_path: folder of the user's own task files; empty: none.
@@ -51,11 +52,14 @@ def forgetting_evaluation(
         generation: overrides of the tasks' generation settings.
         probe: text on which the two models' next tokens are compared; empty: none.
         backend: what runs the models, ``hf`` or ``vllm``.
+        gpus: how many GPUs the step was given.
         max_forgetting: what the upper confidence bound of the forgetting may be at most, 0 to 1.
+        max_cumulative_forgetting: the same against the best that any version before reached on each task.
         task_limits: the same for single retention tasks, by name.
         min_target_gain: smallest mean gain over the target tasks that passes.
         fail_run: a model that does not pass fails the step, once its report is written.
         seed: seed of the few-shot examples and of the confidence intervals.
+        base: manifest of what the run starts from: the base model, and the versions that it descends from.
         processed: manifest of the tokenized rows; the held-out ones are evaluated.
         baseline: manifest of what the base model scored before the training.
         tuned: manifest of the trained model.
@@ -72,7 +76,9 @@ def forgetting_evaluation(
     from collections import namedtuple
 
     from osft.evaluation.evaluate import BASELINE_NAME, HTML_NAME, MARKDOWN_NAME, REPORT_NAME, evaluate_forgetting
+    from osft.evaluation.models.placement import warn_of_missing_gpus
     from osft.evaluation.parameters import (
+        Ancestry,
         EvaluationParameters,
         data_summary,
         describe_inputs,
@@ -83,9 +89,11 @@ def forgetting_evaluation(
     from osft.evaluation.report.forgetting_report import ForgettingReport
     from osft.evaluation.report.metrics import flat_metrics
     from osft.logs import configure_logging
+    from osft.versions.base_model import BaseModel
     from osft.workspace import Manifest, Workspace, read_json
 
     configure_logging()
+    warn_of_missing_gpus(gpus)
     workspace = Workspace.from_environment()
     parameters = EvaluationParameters(
         tasks=tasks,
@@ -99,23 +107,32 @@ def forgetting_evaluation(
         probe=probe,
         backend=backend,
         max_forgetting=max_forgetting,
+        max_cumulative_forgetting=max_cumulative_forgetting,
         task_limits=task_limits,
         min_target_gain=min_target_gain,
         seed=seed,
     )
-    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path))
-    base, trained = workspace.locate(model), Manifest.load(tuned.path)
+    start = BaseModel.load(workspace.directory_of(base.path))
+    ancestry = Ancestry(
+        version=start.parent,
+        origin=start.origin,
+        earlier_holdouts=start.earlier_holdouts,
+        ancestor_measurements=start.ancestor_measurements,
+    )
+    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path), ancestry=ancestry)
+    model, trained = workspace.locate(start.model), Manifest.load(tuned.path)
     manifest = workspace.complete(
         run_id,
         "evaluation",
         inputs={
-            **describe_inputs(base, config),
+            **describe_inputs(model, config),
+            "start": Manifest.load(base.path).fingerprint,
             "processed": Manifest.load(processed.path).fingerprint,
             "baseline": Manifest.load(baseline.path).fingerprint,
             "trained": trained.fingerprint,
         },
         work=lambda directory: evaluate_forgetting(
-            base,
+            model,
             str(workspace.resolve(f"{trained.path}/final")),
             config,
             directory,

@@ -8,7 +8,7 @@ from components.images import TRAINER_IMAGE
 @dsl.component(base_image=TRAINER_IMAGE, install_kfp_package=False)
 def osft_training(
     run_id: str,
-    model: str,
+    calibration: str,
     unfreeze_rank_ratio: float,
     learning_rate: float,
     num_epochs: int,
@@ -18,12 +18,13 @@ def osft_training(
     lr_scheduler: str,
     warmup_steps: int,
     target_patterns: list,
-    protect_inputs_of: str,
+    remember: bool,
     save_memory: bool,
     use_liger: bool,
     seed: int,
     checkpoint_every_minutes: float,
     trainjob: str,
+    base: dsl.Input[dsl.Artifact],
     processed: dsl.Input[dsl.Dataset],
     tuned: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -33,7 +34,7 @@ def osft_training(
 
     Args:
         run_id: id of the pipeline run.
-        model: base model, a Hugging Face id or a folder.
+        calibration: text of what the base must keep, where a memory begins; empty: texts that the base samples itself.
         unfreeze_rank_ratio: share of each weight's singular directions that may move, 0 to 1.
         learning_rate: peak learning rate.
         num_epochs: passes over the data.
@@ -43,12 +44,13 @@ def osft_training(
         lr_scheduler: schedule's name in transformers.
         warmup_steps: steps of linear warm-up.
         target_patterns: regular expressions over module names; empty: all of attention and MLP.
-        protect_inputs_of: text that is protected by what it puts into every layer; empty: the weights' directions are.
+        remember: protect the memory of what the base learnt, and leave one with what this run learnt.
         save_memory: moments in bfloat16, and in one process what is needed once a step in the host's memory.
         use_liger: patch the model with Liger kernels.
         seed: seed of the order of the rows.
         checkpoint_every_minutes: minutes between two checkpoints.
         trainjob: what the step training_placement wrote; empty: train in this step.
+        base: manifest of what the run starts from: the base model and its memory.
         processed: manifest of the tokenized rows.
         tuned: manifest of the trained model.
         metrics: losses, steps, seconds.
@@ -60,16 +62,19 @@ def osft_training(
 
     from osft import osft
     from osft.config import TrainingConfig
+    from osft.file_hashes import sha256_of_path
     from osft.kubeflow.run import train_on_cluster
     from osft.kubeflow.trainjob import TrainJobSettings
     from osft.logs import configure_logging
     from osft.training.result import TrainingResult
-    from osft.workspace import Manifest, Workspace, sha256_of_file
+    from osft.versions.base_model import BaseModel
+    from osft.workspace import Manifest, Workspace
 
     configure_logging()
     workspace = Workspace.from_environment()
+    start = BaseModel.load(workspace.directory_of(base.path))
     parameters: dict[str, Any] = {
-        "model_path": workspace.locate(model),
+        "model_path": workspace.locate(start.model),
         "unfreeze_rank_ratio": unfreeze_rank_ratio,
         "learning_rate": learning_rate,
         "num_epochs": num_epochs,
@@ -79,7 +84,10 @@ def osft_training(
         "lr_scheduler": lr_scheduler,
         "warmup_steps": warmup_steps,
         "target_patterns": tuple(target_patterns) or None,
-        "protect_inputs_of": workspace.locate(protect_inputs_of) if protect_inputs_of else None,
+        "remember": remember,
+        "subspace_memory": str(workspace.resolve(start.memory)) if remember and start.memory else None,
+        # Where a memory goes on, what the origin must keep is in it.
+        "calibration": workspace.locate(calibration) if remember and calibration and not start.memory else None,
         "save_memory": save_memory,
         "use_liger": use_liger,
         "seed": seed,
@@ -96,8 +104,11 @@ def osft_training(
         "training",
         inputs={
             **parameters,
+            "start": Manifest.load(base.path).fingerprint,
             "processed": Manifest.load(processed.path).fingerprint,
-            "protected_text": sha256_of_file(Path(parameters["protect_inputs_of"])) if protect_inputs_of else None,
+            "calibration_sha256": sha256_of_path(Path(parameters["calibration"]))
+            if parameters["calibration"]
+            else None,
         },
         work=lambda directory: (
             train_on_cluster(
@@ -115,5 +126,5 @@ def osft_training(
     for name in ("first_loss", "final_loss", "steps", "samples", "trainable_parameters", "seconds"):
         metrics.log_metric(f"train_{name}", getattr(result, name))
     shutil.copyfile(result.loss_chart, loss_chart.path)
-    tuned.metadata.update(path=f"{manifest.path}/final", base=model)
+    tuned.metadata.update(path=f"{manifest.path}/final", base=start.model)
     manifest.save(tuned.path)

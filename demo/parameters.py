@@ -18,5 +18,6 @@ DEMO_PARAMETERS = {
     "eval_target_tasks": "element_facts",
     "eval_include_path": str(FOLDER / "tasks"),
     "eval_batch_size": 128,
+    "eval_gpus": "0",
     "promote_model_name": "demo",
 }

@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal, cast
 import typer
 from rich.console import Console
 
-from osft.errors import ConfigError, OsftError, PreemptedError
+from osft.comparison.commands import compare
+from osft.errors import ConfigError, MissingPathError, OsftError, PreemptedError
 from osft.logs import configure_logging
 from osft.processes.preemption import PREEMPTED_EXIT_CODE
+from osft.versions.commands import prune, rollback
+from osft.versions.lineage_command import lineage
 
 DEBUG_FLAG = "--debug"
 
@@ -49,14 +52,18 @@ def download(
         str, typer.Argument(help="A path or pattern, pvc://, hf://name[:config][@revision], https:// or s3://.")
     ],
     output: OutputOption,
+    date: Annotated[
+        str, typer.Option(help="What {date:%Y-%m-%d} in the address stands for: ISO 8601, now, P1D/now.")
+    ] = "now",
 ) -> None:
     """Fetch a dataset and write it as JSON lines: rows.jsonl, source.json. Asked again, go on or do nothing."""
     from osft.data.download.download import download_dataset
     from osft.data.files import ROWS_NAME
+    from osft.data.increments.times import fill_date
     from osft.workspace import PVC_SCHEME, Workspace
 
     workspace = Workspace.from_environment() if uri.startswith(PVC_SCHEME) else None
-    report = download_dataset(uri, output, workspace=workspace)
+    report = download_dataset(fill_date(uri, date), output, workspace=workspace)
     unchanged = ", unchanged" if report.unchanged else ""
     typer.echo(f"{report.rows} rows, {report.size_bytes} bytes{unchanged}: {output / ROWS_NAME}")
 
@@ -72,9 +79,18 @@ def validate(
     data_format: FormatOption = "messages",
     document_column: ColumnOption = "document",
     unmask_messages: Annotated[bool, typer.Option(help="Rows need no assistant turn: all is trained.")] = False,
+    since: Annotated[
+        str, typer.Option(help="Take rows from then on: ISO 8601, now, P7D/now. [default: of any time]")
+    ] = "",
+    time_column: Annotated[str, typer.Option(help="Key of a row's time, with --since.")] = "timestamp",
+    seen_rows: Annotated[
+        list[Path] | None, typer.Option(help="seen_rows.bin of an earlier run, to leave its rows out; may be repeated.")
+    ] = None,
 ) -> None:
-    """Check every row: valid.jsonl, quarantine.jsonl, validation.json, validation.html."""
+    """Check every row: valid.jsonl, quarantine.jsonl, seen_rows.bin, validation.json, validation.html."""
     from osft.data.files import VALIDATION_PAGE_NAME
+    from osft.data.increments.increment import Increment
+    from osft.data.increments.times import parse_time
     from osft.data.validation.page import write_validation_page
     from osft.data.validation.validate import validate_dataset
 
@@ -86,9 +102,18 @@ def validate(
         max_invalid_fraction=max_invalid_fraction,
         document_column=document_column,
         unmask_messages=unmask_messages,
+        increment=Increment(
+            since=parse_time(since, name="--since") if since else None,
+            time_column=time_column,
+            seen_rows=tuple(seen_rows or ()),
+        ),
         on_report=lambda checked: write_validation_page(checked, output / VALIDATION_PAGE_NAME),
     )
-    typer.echo(f"{report.rows_in} rows: {report.rows_valid} valid, {report.rows_quarantined} quarantined: {output}")
+    left_out = report.rows_too_old + report.rows_seen
+    old = f"{report.rows_too_old} too old, {report.rows_seen} seen before, " if left_out else ""
+    typer.echo(
+        f"{report.rows_in} rows: {old}{report.rows_valid} valid, {report.rows_quarantined} quarantined: {output}"
+    )
 
 
 @app.command()
@@ -150,6 +175,18 @@ def train(
     ] = None,
     protect_weights: Annotated[
         bool | None, typer.Option(help="No: protect the inputs of that text alone. [default: yes]")
+    ] = None,
+    subspace_memory: Annotated[
+        str | None, typer.Option(help="Folder of what earlier runs learnt: protect it in every layer's inputs.")
+    ] = None,
+    remember: Annotated[
+        bool | None, typer.Option(help="Leave such a folder, <ckpt-output-dir>/memory, for later runs. [default: no]")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text (JSONL) that the base must keep, where --remember begins a memory.")
+    ] = None,
+    base_memory: Annotated[
+        str | None, typer.Option(help="Without it: the base's own samples, or its weights. [default: samples]")
     ] = None,
     rank_allocation: Annotated[
         str | None, typer.Option(help="The same ratio for all layers, or by importance: uniform or adaptive.")
@@ -261,6 +298,13 @@ def evaluate(
     target_tasks: Annotated[str, typer.Option(help="lm-eval tasks of the new domain, separated by commas.")] = "",
     include_path: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
     holdout: Annotated[Path | None, typer.Option(help="Folder with holdout.parquet.")] = None,
+    ancestor: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a version that the base descends from, or is; oldest first, may be repeated."),
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="Model that these began with; loaded for what v0000 does not tell of it.")
+    ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. [default: the task's]")
     ] = None,
@@ -278,13 +322,16 @@ def evaluate(
     max_forgetting: Annotated[
         float, typer.Option(help="Largest forgetting that passes, 0 to 1; its upper 95% bound must not exceed it.")
     ] = 0.05,
+    max_cumulative_forgetting: Annotated[
+        float, typer.Option(help="The same against each task's best version, where there are ancestors.")
+    ] = 0.1,
     task_limits: Annotated[
         str | None, typer.Option(help='The same for single tasks, as a JSON object, e.g. {"gsm8k": 0.02}.')
     ] = None,
     min_target_gain: Annotated[float, typer.Option(help="Smallest gain that passes.")] = 0.0,
     fail_run: Annotated[bool, typer.Option("--fail-run", help="Exit with 1 if the tuned model does not pass.")] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what was measured. [default: OUTPUT/measurements]")
+        Path | None, typer.Option(help="Folder that keeps what was measured. [default: OUTPUT/cache]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of few-shot examples and intervals.")] = 42,
 ) -> None:
@@ -296,6 +343,8 @@ def evaluate(
         target_tasks=split_names(target_tasks),
         include_path=include_path,
         holdout=holdout,
+        **_chain(base, ancestor or []),
+        origin=origin,
         probe=probe,
         num_fewshot=num_fewshot,
         limit=limit,
@@ -306,6 +355,7 @@ def evaluate(
         backend=cast(Backend, backend),
         base_url=base_url,
         max_forgetting=max_forgetting,
+        max_cumulative_forgetting=max_cumulative_forgetting,
         task_limits=_json_object("--task-limits", task_limits) or {},
         min_target_gain=min_target_gain,
         seed=seed,
@@ -320,6 +370,24 @@ def evaluate(
     typer.echo(f"report: {output / HTML_NAME}")
     if fail_run:
         fail_unless_passed(report, output / HTML_NAME)
+
+
+def _chain(base: str, versions: list[Path]) -> dict[str, Any]:
+    """Return what an evaluation is told of the versions that the base descends from."""
+    from osft.versions.folders import HOLDOUT_FOLDER, MEASUREMENTS_FOLDER
+    from osft.versions.retention_tasks import task_name
+
+    if missing := [version for version in versions if not version.is_dir()]:
+        raise MissingPathError(f"--ancestor '{missing[0]}' is no folder. Give the folder of a promoted version.")
+    return {
+        "base_version": next((one.name for one in versions if one.resolve() == Path(base).resolve()), None),
+        "earlier_holdouts": {
+            task_name(version.name): version / HOLDOUT_FOLDER
+            for version in versions
+            if (version / HOLDOUT_FOLDER).is_dir()
+        },
+        "ancestor_measurements": {version.name: version / MEASUREMENTS_FOLDER for version in versions},
+    }
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:
@@ -340,6 +408,10 @@ def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ConfigError(f"{option} '{text}' is not a JSON object, {{\"name\": value}}.")
     return value
+
+
+for command in (lineage, compare, rollback, prune):
+    app.command()(command)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ def promotion(
     run_id: str,
     model_name: str,
     workspace_pvc: str,
+    base: dsl.Input[dsl.Artifact],
     tuned: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
 ) -> None:
@@ -26,10 +27,11 @@ def promotion(
         run_id: id of the pipeline run.
         model_name: name whose newest version the model becomes.
         workspace_pvc: claim of the shared volume.
+        base: manifest of what the run started from.
         tuned: manifest of the trained model.
         evaluation: manifest of the evaluation.
     """
     with dsl.If(passed == True, name="passed"):  # noqa: E712 kfp builds the condition from ==
-        task = model_promotion(run_id=run_id, model_name=model_name, tuned=tuned, evaluation=evaluation)
+        task = model_promotion(run_id=run_id, model_name=model_name, base=base, tuned=tuned, evaluation=evaluation)
         give_resources(task, cpu="2", memory="8Gi")
         mount_workspace(task, workspace_pvc)

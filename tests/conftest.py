@@ -105,9 +105,8 @@ def free_port() -> int:
     return find_free_port()
 
 
-@pytest.fixture
-def messages_file(tmp_path: Path) -> Path:
-    """A JSONL file of eight short conversations."""
+def write_messages(path: Path) -> Path:
+    """Write a JSONL file of eight short conversations."""
     rows = [
         {
             "messages": [
@@ -118,9 +117,13 @@ def messages_file(tmp_path: Path) -> Path:
         }
         for number in range(8)
     ]
-    path = tmp_path / "messages.jsonl"
     path.write_bytes(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
     return path
+
+
+@pytest.fixture
+def messages_file(tmp_path: Path) -> Path:
+    return write_messages(tmp_path / "messages.jsonl")
 
 
 PARITY_TASK = """\

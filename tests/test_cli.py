@@ -204,7 +204,7 @@ def test_evaluate_tells_what_was_lost_and_fails_only_when_asked_to(
     assert last_line.startswith("osft: the tuned model did not pass: ")
     assert last_line.endswith(f"The report is {tmp_path / 'out' / 'report.html'}.")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "forgetting.json", "report.html", "report.md", "samples.jsonl",
+        "forgetting.json", "measurements", "report.html", "report.md", "samples.jsonl",
     }  # fmt: skip
     assert list((tmp_path / "cache").iterdir())
 

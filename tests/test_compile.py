@@ -18,8 +18,8 @@ from osft.kubeflow.trainjob import TrainJobSettings
 ROOT = Path(__file__).parent.parent
 NAME = "osft-continual-learning"
 STEPS = [
-    "dataset-download", "message-validation", "message-processing", "baseline-evaluation", "training-placement",
-    "osft-training", "forgetting-evaluation", "model-promotion",
+    "base-resolution", "dataset-download", "message-validation", "message-processing", "baseline-evaluation",
+    "training-placement", "osft-training", "forgetting-evaluation", "model-promotion", "workspace-pruning",
 ]  # fmt: skip
 
 
@@ -29,6 +29,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     compile_pipeline(PIPELINES[NAME], target, Deployment())
     specification, platform = yaml.safe_load_all(target.read_text())
     return specification, platform
+
+
+def tasks_for_new_rows(specification: dict[str, Any]) -> dict[str, Any]:
+    """Return the steps that only a run with new rows has."""
+    tasks: dict[str, Any] = specification["components"]["comp-condition-1"]["dag"]["tasks"]
+    return tasks
 
 
 def test_the_command_writes_a_file_a_pipeline_and_lists_them(tmp_path: Path) -> None:
@@ -59,7 +65,7 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_the_file_has_the_eight_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
+def test_the_file_has_the_ten_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
     specification, _ = compiled
     compile_pipeline(PIPELINES[NAME], tmp_path / "x.yaml", Deployment())
 
@@ -68,10 +74,22 @@ def test_the_file_has_the_eight_steps_and_begins_with_its_parameters(compiled: A
     assert (tmp_path / "x.yaml").read_text().startswith("# PIPELINE DEFINITION\n# Name: osft-continual-learning\n")
 
 
-def test_nothing_is_trained_before_the_base_model_is_measured(compiled: Any) -> None:
+def test_a_run_without_new_rows_ends_after_the_validation(compiled: Any) -> None:
     specification, _ = compiled
 
     tasks = specification["root"]["dag"]["tasks"]
+
+    assert set(tasks) == {
+        "base-resolution", "workspace-pruning", "dataset-download", "message-validation", "condition-1"
+    }  # fmt: skip
+    condition = tasks["condition-1"]["triggerPolicy"]["condition"]
+    assert condition == "inputs.parameter_values['pipelinechannel--message-validation-Output'] == true"
+
+
+def test_nothing_is_trained_before_the_base_model_is_measured(compiled: Any) -> None:
+    specification, _ = compiled
+
+    tasks = tasks_for_new_rows(specification)
 
     assert set(tasks["osft-training"]["dependentTasks"]) == {
         "baseline-evaluation", "message-processing", "training-placement"
@@ -86,15 +104,15 @@ def test_the_base_model_is_asked_all_that_the_tuned_one_is(compiled: Any) -> Non
     specification, _ = compiled
 
     baseline, evaluation = (
-        specification["root"]["dag"]["tasks"][step]["inputs"]["parameters"]
+        tasks_for_new_rows(specification)[step]["inputs"]["parameters"]
         for step in ("baseline-evaluation", "forgetting-evaluation")
     )
 
     assert baseline == {name: value for name, value in evaluation.items() if name != "fail_run"}
     asked = set(specification["components"]["comp-forgetting-evaluation"]["inputDefinitions"]["parameters"])
-    asked -= {"run_id", "model"}
+    asked = {name for name in asked - {"run_id", "accelerator_count"} if "pipelinechannel" not in name}
     assert {name: evaluation[name] for name in asked} == {
-        name: {"componentInputParameter": f"eval_{name}"} for name in asked
+        name: {"componentInputParameter": f"pipelinechannel--eval_{name}"} for name in asked
     }
 
 
@@ -129,7 +147,7 @@ def test_the_training_step_requests_what_its_placement_says(compiled: Any) -> No
 def test_a_training_whose_step_is_lost_is_tried_again(compiled: Any) -> None:
     specification, _ = compiled
 
-    policy = specification["root"]["dag"]["tasks"]["osft-training"]["retryPolicy"]
+    policy = tasks_for_new_rows(specification)["osft-training"]["retryPolicy"]
 
     assert policy["maxRetryCount"] == 2
     assert policy["backoffDuration"] == "60s"
@@ -161,11 +179,13 @@ def test_the_model_is_promoted_only_when_it_passed(compiled: Any) -> None:
     specification, _ = compiled
 
     components = specification["components"]
-    passed = specification["root"]["dag"]["tasks"]["promotion"]["inputs"]["parameters"]["passed"]
-    trigger = components["comp-promotion"]["dag"]["tasks"]["condition-1"]["triggerPolicy"]
+    promotion = tasks_for_new_rows(specification)["promotion"]
+    passed = promotion["inputs"]["parameters"]["passed"]
+    (condition,) = components[promotion["componentRef"]["name"]]["dag"]["tasks"].values()
+    trigger = condition["triggerPolicy"]["condition"]
     assert passed["taskOutputParameter"] == {"outputParameterKey": "passed", "producerTask": "forgetting-evaluation"}
-    assert trigger == {"condition": "inputs.parameter_values['pipelinechannel--passed'] == true"}
-    assert list(components["comp-condition-1"]["dag"]["tasks"]) == ["model-promotion"]
+    assert trigger == "inputs.parameter_values['pipelinechannel--passed'] == true"
+    assert list(components[condition["componentRef"]["name"]]["dag"]["tasks"]) == ["model-promotion"]
 
 
 def test_images_mount_path_and_environment_are_those_of_the_deployment(tmp_path: Path) -> None:
@@ -207,15 +227,16 @@ def test_every_parameter_is_described_grouped_and_has_a_default_but_the_data(com
     assert [name for name, parameter in parameters.items() if not parameter.get("isOptional")] == ["data_uri"]
     assert not [name for name, parameter in parameters.items() if not parameter.get("description")]
     groups = {name.partition("_")[0] for name in parameters}
-    assert groups == {"data", "model", "train", "eval", "promote", "workspace"}
+    assert groups == {"data", "model", "train", "eval", "promote", "keep", "workspace"}
 
 
 def test_no_step_is_cached_by_kfp(compiled: Any) -> None:
     specification, _ = compiled
 
-    tasks = [*specification["root"]["dag"]["tasks"].values()]
-    tasks += specification["components"]["comp-condition-1"]["dag"]["tasks"].values()
-    assert not [task for task in tasks if task.get("cachingOptions", {}).get("enableCache")]
+    graphs = [specification["root"], *specification["components"].values()]
+    tasks = {name: task for graph in graphs for name, task in graph.get("dag", {}).get("tasks", {}).items()}
+    assert set(STEPS) <= set(tasks)
+    assert not [name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")]
 
 
 def break_image(specification: dict[str, Any], platform: dict[str, Any]) -> None:
@@ -234,6 +255,15 @@ def break_mount(specification: dict[str, Any], platform: dict[str, Any]) -> None
     del kubernetes_executors(platform)["exec-osft-training"]["pvcMount"]
 
 
+def break_condition(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    del specification["components"]["comp-condition-1"]["inputDefinitions"]["parameters"]["pipelinechannel--eval_gpus"]
+
+
+def break_claim(specification: dict[str, Any], platform: dict[str, Any]) -> None:
+    (mount,) = kubernetes_executors(platform)["exec-base-resolution"]["pvcMount"]
+    mount["pvcNameParameter"] = {"componentInputParameter": "claim"}
+
+
 def break_schema(specification: dict[str, Any], platform: dict[str, Any]) -> None:
     specification["pipelineinfo"] = {}
 
@@ -245,6 +275,8 @@ def break_schema(specification: dict[str, Any], platform: dict[str, Any]) -> Non
         (break_resources, "exec-osft-training has no MemoryLimit"),
         (break_command, "exec-osft-training installs packages when it starts"),
         (break_mount, "exec-osft-training does not mount the workspace at /workspace"),
+        (break_condition, "baseline-evaluation reads pipelinechannel--eval_gpus, which comp-condition-1 does not have"),
+        (break_claim, "base-resolution reads claim, which root does not have"),
         (break_schema, "it is not KFP IR"),
     ],
 )
@@ -254,8 +286,7 @@ def test_what_a_cluster_would_trip_over_is_found(compiled: Any, break_it: Any, p
 
     break_it(specification, platform)
 
-    (found,) = find_problems(specification, platform, "/workspace")
-    assert found.startswith(problem)
+    assert find_problems(specification, platform, "/workspace")[0].startswith(problem)
 
 
 @pytest.mark.parametrize(

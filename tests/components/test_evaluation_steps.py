@@ -16,7 +16,8 @@ from kfp import dsl
 from components.baseline_evaluation import baseline_evaluation
 from components.forgetting_evaluation import forgetting_evaluation
 from osft.errors import EvaluationError
-from osft.workspace import Manifest, Workspace, write_json
+from osft.versions.base_model import BaseModel
+from osft.workspace import Manifest, Workspace, as_json, write_json
 
 
 @pytest.fixture(autouse=True)
@@ -70,15 +71,31 @@ def finish_steps_before(workspace: Workspace, model: Path) -> Mapping[str, Manif
     return {step: workspace.complete("a-run", step, inputs=inputs, work=one) for step, one in work.items()}
 
 
-def evaluate(workspace: Workspace, model: Path, **changes: Any) -> dict[str, Any]:
+def describe_start(workspace: Workspace, model: Path, **changes: Any) -> Manifest:
+    """Leave what the first step of a run leaves: by default of a model that is no version."""
+    start = BaseModel(
+        **{
+            "reference": str(model), "model": str(model), "model_name": "m", "parent": None, "current": None,
+            "origin": str(model), "memory": None, "earlier_holdouts": {}, "seen_rows": (), "ancestor_measurements": {},
+        } | changes
+    )  # fmt: skip
+    return workspace.complete("a-run", "base", inputs=as_json(start), work=start.save)
+
+
+def evaluate(
+    workspace: Workspace, model: Path, start: Mapping[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     """Run both steps; return their artifacts by name, and the outputs of the second."""
     manifests = finish_steps_before(workspace, model)
     folder = workspace.root / "artifacts"
     parameters = {
-        "run_id": "a-run", "model": str(model), "tasks": "parity", "target_tasks": "", "include_path": "pvc://tasks",
+        "run_id": "a-run", "tasks": "parity", "target_tasks": "", "include_path": "pvc://tasks",
         "num_fewshot": "auto", "limit": 0, "batch_size": 4, "apply_chat_template": True, "generation": {},
-        "probe": "pvc://probe.txt", "backend": "hf", "max_forgetting": 1.0, "task_limits": {"parity": 1.0},
-        "min_target_gain": 0.0, "seed": 42, "processed": artifact(dsl.Dataset, folder, manifests["processed"]),
+        "probe": "pvc://probe.txt", "backend": "hf", "gpus": "0", "max_forgetting": 1.0,
+        "max_cumulative_forgetting": 1.0, "task_limits": {"parity": 1.0},
+        "min_target_gain": 0.0, "seed": 42,
+        "base": artifact(dsl.Artifact, folder, describe_start(workspace, model, **start or {})),
+        "processed": artifact(dsl.Dataset, folder, manifests["processed"]),
     }  # fmt: skip
     first = {"baseline": artifact(dsl.Artifact, folder), "metrics": artifact(dsl.Metrics, folder)}
     baseline_evaluation.python_func(**parameters, **first)
@@ -141,3 +158,27 @@ def test_a_model_that_does_not_pass_fails_the_step_only_when_asked_to_and_last(
 
     assert finished["outputs"].passed is False
     assert finished["metrics"].metadata["passed"] == 0.0
+
+
+def test_a_run_on_a_promoted_version_is_held_against_the_versions_before_it(
+    workspace: Workspace, tiny_model: Path
+) -> None:
+    evaluate(workspace, tiny_model)
+    measured, versions = workspace.root / "runs/a-run/evaluation/measurements", workspace.models / "m"
+    shutil.copytree(measured / "base", versions / "v0000" / "measurements")
+    shutil.copytree(measured / "tuned", versions / "v0001" / "measurements")
+    shutil.copytree(workspace.root / "runs/a-run/processed", versions / "v0001" / "holdout")
+    start = {
+        "parent": "v0001",
+        "origin": "pvc://gone",
+        "earlier_holdouts": {"holdout_v0001": "models/m/v0001/holdout"},
+        "ancestor_measurements": {name: f"models/m/{name}/measurements" for name in ("v0000", "v0001")},
+    }
+
+    made = evaluate(workspace, tiny_model, start)
+
+    scores = orjson.loads((workspace.root / "runs/a-run/evaluation/forgetting.json").read_bytes())
+    compared = {one["comparison"]["task"]: one["compared_with"] for one in scores["best_tasks"]}
+    assert compared == {"parity": ["origin", "v0001"], "holdout_v0001": ["v0001"]}
+    assert made["metrics"].metadata["cumulative_forgetting"] == scores["cumulative_forgetting"] == 0.0
+    assert set(made["baseline_metrics"].metadata) == {"baseline.parity", "baseline.holdout_v0001", "baseline.holdout"}

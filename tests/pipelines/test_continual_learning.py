@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,27 @@ import orjson
 import pytest
 
 from osft.workspace import Manifest, Workspace
-from run_local import parse_settings, run
+from run_local import run
+from tests.conftest import write_messages
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    root = tmp_path / "a workspace with spaces"
-    root.mkdir()
-    return Workspace(root)
-
-
-@pytest.fixture
-def arguments(
-    workspace: Workspace, tiny_model: Path, messages_file: Path, write_parity_task: Callable[[Path, str], None]
-) -> dict[str, Any]:
-    """A short run; the data lie on the workspace, as they would on a volume."""
+def make_workspace(folder: Path, write_parity_task: Callable[[Path, str], None]) -> Workspace:
+    """A workspace with a task and with data, as they would lie on a volume."""
+    workspace = Workspace(folder / "a workspace with spaces")
     tasks = workspace.root / "tasks"
-    tasks.mkdir()
+    tasks.mkdir(parents=True)
     write_parity_task(tasks, "parity")
-    (workspace.root / "new.jsonl").write_bytes(messages_file.read_bytes())
+    write_messages(workspace.root / "new.jsonl")
+    return workspace
+
+
+def make_arguments(model: Path) -> dict[str, Any]:
+    """Return the parameters of a short run."""
     return {
         "data_uri": "pvc://new.jsonl",
         "data_holdout_fraction": 0.25,
-        "model_base": str(tiny_model),
+        "model_base": "promoted://adder",
+        "model_origin": str(model),
         "train_effective_batch_size": 4,
         "train_max_tokens_per_gpu": 512,
         "train_max_seq_len": 128,
@@ -41,48 +40,100 @@ def arguments(
         "eval_tasks": "parity",
         "eval_include_path": "pvc://tasks",
         "eval_max_forgetting": 1.0,
+        "eval_max_cumulative_forgetting": 1.0,
         "promote_model_name": "adder",
     }
 
 
-@pytest.mark.slow
-def test_a_run_that_passes_publishes_its_model_with_its_lineage(
-    workspace: Workspace, arguments: dict[str, Any]
-) -> None:
-    evaluation = run(arguments, workspace)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chain:
+    """What three runs in a row left."""
 
-    scores = orjson.loads((evaluation / "forgetting.json").read_bytes())
+    workspace: Workspace
+    first: Path
+    """Folder of the run that passed."""
+
+    unchanged: Path
+    """Of the second one, on the same data."""
+
+    refused: Path
+    """Of the third one, on more data, which was asked for more than it can learn."""
+
+
+@pytest.fixture(scope="module")
+def chain(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, write_parity_task: Callable[[Path, str], None]
+) -> Chain:
+    workspace = make_workspace(tmp_path_factory.mktemp("chain"), write_parity_task)
+    arguments = make_arguments(tiny_model)
+    first, unchanged = (run(arguments, workspace) for _ in range(2))
+    data = workspace.root / "new.jsonl"
+    data.write_bytes(data.read_bytes() + data.read_bytes().replace(b" plus ", b" and "))
+    return Chain(
+        workspace=workspace,
+        first=first,
+        unchanged=unchanged,
+        refused=run({**arguments, "eval_min_target_gain": 1.0}, workspace),
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, write_parity_task: Callable[[Path, str], None]) -> Workspace:
+    return make_workspace(tmp_path, write_parity_task)
+
+
+@pytest.fixture
+def arguments(tiny_model: Path) -> dict[str, Any]:
+    return make_arguments(tiny_model)
+
+
+@pytest.mark.slow
+def test_a_run_that_passes_publishes_its_model_with_its_lineage(chain: Chain) -> None:
+    scores = orjson.loads((chain.first / "evaluation" / "forgetting.json").read_bytes())
     assert [(task["task"], task["kind"]) for task in scores["tasks"]] == [
         ("parity", "retention"),
         ("holdout", "target"),
     ]
     assert set(scores["tasks"][0]) >= {"metric", "base", "tuned", "delta", "ci_low", "ci_high", "n"}
     assert scores["passed"] is True
-    assert (evaluation / "report.html").is_file()
-    assert (evaluation / "report.md").is_file()
+    assert (chain.first / "evaluation" / "report.html").is_file()
+    assert (chain.first / "evaluation" / "report.md").is_file()
     assert scores["training"]["num_epochs"] == 2
     assert scores["data"]["rows_in"] == 8
-    run_folder = evaluation.parent
-    assert evaluation.name == "evaluation"
-    assert run_folder.parent == workspace.root / "runs"
-    for step in ("raw", "valid", "processed", "baseline", "training", "evaluation"):
-        assert Manifest.load(run_folder / step / "manifest.json").path == f"runs/{run_folder.name}/{step}"
-    version = workspace.models / "adder" / "v0001"
+    assert chain.first.parent == chain.workspace.root / "runs"
+    for step in ("base", "raw", "valid", "processed", "baseline", "training", "evaluation"):
+        assert Manifest.load(chain.first / step / "manifest.json").path == f"runs/{chain.first.name}/{step}"
+    version = chain.workspace.models / "adder" / "v0001"
     lineage = orjson.loads((version / "lineage.json").read_bytes())
-    assert lineage["run_id"] == run_folder.name
-    assert lineage["scores"] == scores
-    published, trained = version / "model.safetensors", run_folder / "training" / "final" / "model.safetensors"
+    assert lineage["run_id"] == chain.first.name
+    assert lineage["evaluation"] == scores
+    published, trained = version / "model.safetensors", chain.first / "training" / "final" / "model.safetensors"
     assert published.read_bytes() == trained.read_bytes()
+    assert (version / "memory").is_dir()
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_pass_ends_well_and_publishes_nothing(
-    workspace: Workspace, arguments: dict[str, Any]
-) -> None:
-    evaluation = run({**arguments, "eval_min_target_gain": 1.0}, workspace)
+def test_a_run_without_new_rows_ends_well_after_the_validation(chain: Chain) -> None:
+    report = orjson.loads((chain.unchanged / "valid" / "validation.json").read_bytes())
 
-    assert orjson.loads((evaluation / "forgetting.json").read_bytes())["passed"] is False
-    assert not workspace.models.exists()
+    assert (report["rows_in"], report["rows_valid"], report["unchanged_since"]) == (8, 0, "v0001")
+    assert {path.name for path in chain.unchanged.iterdir()} == {"base", "raw", "valid"}
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_new_rows_and_keeps_the_old_ones_as_a_task(chain: Chain) -> None:
+    start = orjson.loads((chain.refused / "base" / "base.json").read_bytes())
+    scores = orjson.loads((chain.refused / "evaluation" / "forgetting.json").read_bytes())
+
+    assert (start["parent"], start["model"]) == ("v0001", "pvc://models/adder/v0001")
+    assert (scores["data"]["rows_in"], scores["data"]["rows_valid"]) == (16, 8)
+    assert [task["task"] for task in scores["tasks"]] == ["parity", "holdout_v0001", "holdout"]
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_pass_ends_well_and_publishes_nothing(chain: Chain) -> None:
+    assert orjson.loads((chain.refused / "evaluation" / "forgetting.json").read_bytes())["passed"] is False
+    assert (chain.workspace.models / "adder" / "latest").read_text() == "v0001\n"
 
 
 @pytest.mark.slow
@@ -117,48 +168,6 @@ def test_a_bad_row_stops_the_run_before_anything_is_trained(
 
     assert "line 9, messages[0].role" in capfd.readouterr().out
     (run_folder,) = (workspace.root / "runs").iterdir()
-    raw, partial = sorted(path.name for path in run_folder.iterdir())
-    assert raw == "raw"
+    base, raw, partial = sorted(path.name for path in run_folder.iterdir())
+    assert (base, raw) == ("base", "raw")
     assert re.fullmatch(r"valid\..+\.partial", partial)
-
-
-def test_a_setting_takes_the_type_that_the_pipeline_declares() -> None:
-    settings = [
-        "train_num_epochs=2", "train_learning_rate=1e-3", "train_use_liger=True", "eval_tasks=a,b=c",
-        'train_target_patterns=["q_proj"]', "eval_limit=5", 'eval_task_limits={"a": 0.02}',
-    ]  # fmt: skip
-
-    assert parse_settings(settings) == {
-        "train_num_epochs": 2,
-        "train_learning_rate": 1e-3,
-        "train_use_liger": True,
-        "eval_tasks": "a,b=c",
-        "train_target_patterns": ["q_proj"],
-        "eval_limit": 5,
-        "eval_task_limits": {"a": 0.02},
-    }
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("train_epochs=2", "there is no parameter train_epochs. Did you mean train_num_epochs"),
-        ("=2", "there is no parameter . Did you mean data_block_size, "),
-        ("train_num_epochs", "has no value. Give name=value"),
-    ],
-)
-def test_a_setting_that_is_no_parameter_is_refused(setting: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_settings([setting])
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "train_num_epochs=two", "train_num_epochs=1.5", "train_use_liger=maybe", "train_target_patterns=q",
-        "eval_generation=[1]",
-    ],
-)  # fmt: skip
-def test_a_setting_of_the_wrong_type_is_refused(setting: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a (whole number|number|true or false|list|JSON object)"):
-        parse_settings([setting])

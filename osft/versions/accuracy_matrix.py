@@ -1,0 +1,231 @@
+"""What every version of a model scores on every task that was ever asked: the accuracy matrix of continual learning.
+
+``R[i, j]`` is the score of version i on task j, a task being a retention task, the new data's own tasks, or the
+held-out rows of an earlier version. Definitions are those of :mod:`osft.evaluation.forgetting`, over a chain of
+versions instead of two models:
+
+- average accuracy: the mean of the last row over the tasks scored from 0 to 1 (Lopez-Paz & Ranzato 2017,
+  arXiv:1706.08840);
+- backward transfer: the mean of ``R[T, j] - R[j, j]`` over the tasks that the last version T did not learn itself
+  (the same). A task learnt several times counts from the last of them. A task that no version learnt was there before:
+  the first score known of it stands for ``R[j, j]``;
+- forgetting of a task: the best score of an earlier version less the last one's (Chaudhry et al. 2018,
+  arXiv:1801.10112), 0 if it is no loss, so that a gain does not make up for it.
+
+A task is read as a share where all of its scores lie from -1 to 1 and higher is better. Else, and where lower is
+better (perplexity), a change is taken relative to the score that it is measured from. What was not measured is
+nowhere counted, least of all as 0.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from osft.evaluation.statistics import scale_of
+from osft.versions.folders import ORIGIN_VERSION
+from osft.versions.lineage import Lineage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixTask:
+    """A column of the matrix."""
+
+    name: str
+    metric: str
+    higher_is_better: bool = True
+
+    learnt_in: tuple[str, ...] = ()
+    """Versions that were trained on it, oldest first; empty for what was there before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskFigures:
+    """What became of one task."""
+
+    task: str
+
+    best: float | None
+    """Best score of an earlier version; None if no earlier version was asked."""
+
+    best_version: str | None
+
+    last: float | None
+    """Score of the last version; None if it was not asked."""
+
+    forgetting: float | None
+    """Share lost against :attr:`best`, at least 0; None if either score is missing or the last version learnt it."""
+
+    transfer: float | None
+    """Signed share of change since it was last learnt, or first known; None as for :attr:`forgetting`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixFigures:
+    """The figures of a whole matrix; each is None where there is nothing to take it from."""
+
+    average_accuracy: float | None
+    accuracy_tasks: int
+    """Over how many tasks :attr:`average_accuracy` is the mean."""
+
+    backward_transfer: float | None
+    forgetting: float | None
+    """Mean of the tasks' forgetting."""
+
+    tasks: tuple[TaskFigures, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccuracyMatrix:
+    """Scores of versions on tasks.
+
+    Raises:
+        ValueError: if the rows are not one per version, each with one cell per task.
+    """
+
+    versions: tuple[str, ...]
+    """Rows, oldest first."""
+
+    tasks: tuple[MatrixTask, ...]
+    """Columns, in the order in which they were first asked."""
+
+    scores: tuple[tuple[float | None, ...], ...]
+    """``[versions][tasks]``; None was not measured."""
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.scores}
+        if len(self.scores) != len(self.versions) or widths - {len(self.tasks)}:
+            raise ValueError(
+                f"the matrix has {len(self.scores)} rows of {sorted(widths)} cells for {len(self.versions)} versions "
+                f"and {len(self.tasks)} tasks. Give one row per version, one cell per task."
+            )
+
+    def column(self, task: MatrixTask) -> tuple[float | None, ...]:
+        """Return the scores on one task, by version."""
+        place = self.tasks.index(task)
+        return tuple(row[place] for row in self.scores)
+
+    def is_relative(self, task: MatrixTask) -> bool:
+        """Whether changes of the task are taken relative to a score: see the module's docstring."""
+        return not task.higher_is_better or any(abs(score) > 1 for score in self.column(task) if score is not None)
+
+    def is_accuracy(self, task: MatrixTask) -> bool:
+        """Whether the task counts in the average accuracy: it is scored from 0 to 1, higher is better."""
+        known = [score for score in self.column(task) if score is not None]
+        return task.higher_is_better and all(0 <= score <= 1 for score in known)
+
+    def up_to(self, version: str) -> "AccuracyMatrix":
+        """Return the matrix as it stood with ``version``: tasks that were learnt later only are left out."""
+        end = self.versions.index(version) + 1
+        versions, rows = self.versions[:end], self.scores[:end]
+        kept: dict[int, MatrixTask] = {}
+        for place, task in enumerate(self.tasks):
+            learnt_in = tuple(one for one in task.learnt_in if one in versions)
+            is_later = bool(task.learnt_in) and not learnt_in
+            if not is_later and any(row[place] is not None for row in rows):
+                kept[place] = replace(task, learnt_in=learnt_in)
+        scores = tuple(tuple(row[place] for place in kept) for row in rows)
+        return AccuracyMatrix(versions=versions, tasks=tuple(kept.values()), scores=scores)
+
+    def figures(self) -> MatrixFigures:
+        """Return what the last version is worth, and what the chain lost on its way."""
+        if not self.versions:
+            return MatrixFigures(
+                average_accuracy=None, accuracy_tasks=0, backward_transfer=None, forgetting=None, tasks=()
+            )
+        figures = tuple(self._figures_of(task) for task in self.tasks)
+        last = zip(self.tasks, self.scores[-1], strict=True)
+        accuracies = [score for task, score in last if score is not None and self.is_accuracy(task)]
+        return MatrixFigures(
+            average_accuracy=_mean(accuracies),
+            accuracy_tasks=len(accuracies),
+            backward_transfer=_mean(one.transfer for one in figures),
+            forgetting=_mean(one.forgetting for one in figures),
+            tasks=figures,
+        )
+
+    def _figures_of(self, task: MatrixTask) -> TaskFigures:
+        column = dict(zip(self.versions, self.column(task), strict=True))
+        last_version, last = column.popitem()
+        earlier = {version: score for version, score in column.items() if score is not None}
+        best_version = _best_version(task, earlier)
+        best = None if best_version is None else earlier[best_version]
+        forgetting = transfer = None
+        if last is not None and last_version not in task.learnt_in:
+            if best is not None:
+                forgetting = max(0.0, -self._change_share(task, best, last))
+            reference = _reference(task, earlier)
+            if reference is not None:
+                transfer = self._change_share(task, reference, last)
+        return TaskFigures(
+            task=task.name, best=best, best_version=best_version, last=last, forgetting=forgetting, transfer=transfer
+        )
+
+    def _change_share(self, task: MatrixTask, before: float, after: float) -> float:
+        """Return the signed change as a share of the score; positive is better."""
+        change = (after - before if task.higher_is_better else before - after) + 0.0
+        return change / scale_of(before, after) if self.is_relative(task) else change
+
+
+def matrix_of(chain: Sequence[Lineage]) -> AccuracyMatrix:
+    """Return the matrix of a chain of versions.
+
+    A version's score is what its own evaluation measured. Where that did not ask a task, the score that the version
+    after it was compared with stands in; so the origin has a row even if nothing but its successor's evaluation is
+    known of it.
+
+    Args:
+        chain: lineages, oldest first, as :func:`osft.versions.lineage.chain_of` gives them.
+    """
+    cells: dict[str, dict[tuple[str, str], float]] = {}
+    tasks: dict[tuple[str, str], MatrixTask] = {}
+    for lineage in chain:
+        own = cells.setdefault(lineage.version, {})
+        for score in lineage.scores:
+            # A task whose metric changed on the way has a column for each: their scores do not compare.
+            key = (score.task, score.metric)
+            learnt = (lineage.version,) if score.kind == "target" and lineage.version != ORIGIN_VERSION else ()
+            known = tasks.get(key)
+            tasks[key] = MatrixTask(
+                name=score.task,
+                metric=score.metric,
+                higher_is_better=score.higher_is_better,
+                learnt_in=(known.learnt_in if known else ()) + learnt,
+            )
+            own[key] = score.after
+    for lineage in chain:
+        before = cells.setdefault(lineage.parent or ORIGIN_VERSION, {})
+        for score in lineage.scores:
+            if score.before is not None:
+                before.setdefault((score.task, score.metric), score.before)
+    versions = _row_names([lineage.version for lineage in chain], cells)
+    return AccuracyMatrix(
+        versions=versions,
+        tasks=tuple(tasks.values()),
+        scores=tuple(tuple(cells[version].get(key) for key in tasks) for version in versions),
+    )
+
+
+def _row_names(chain: Sequence[str], cells: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the chain's versions, behind the origin if something is known of it."""
+    begins_with_origin = ORIGIN_VERSION in chain or not cells.get(ORIGIN_VERSION)
+    return tuple(chain) if begins_with_origin else (ORIGIN_VERSION, *chain)
+
+
+def _best_version(task: MatrixTask, scores: Mapping[str, float]) -> str | None:
+    """Return the version with the best score, the earliest of equal ones."""
+    if not scores:
+        return None
+    sign = 1 if task.higher_is_better else -1
+    return max(scores, key=lambda version: sign * scores[version])
+
+
+def _reference(task: MatrixTask, scores: Mapping[str, float]) -> float | None:
+    """Return ``R[j, j]``: the score after the task was last learnt; if it never was, the first that is known."""
+    if task.learnt_in:
+        return scores.get(task.learnt_in[-1])
+    return next(iter(scores.values()), None)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -1,0 +1,208 @@
+"""What a run starts from, resolved once and pinned for all of its steps.
+
+``promoted://<model_name>`` is the current version of that name, or the origin while none is promoted. The first step
+of a run looks it up and writes it down; every later step, and a retried one, goes by what is written, whatever is
+promoted or rolled back meanwhile. The promotion at the end checks that what was current then still is.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from osft.data.files import SEEN_ROWS_NAME
+from osft.errors import ConfigError, WorkspaceError
+from osft.versions.folders import (
+    MEASUREMENTS_FOLDER,
+    MEMORY_FOLDER,
+    ORIGIN_VERSION,
+    has_weights,
+    published_versions,
+    pvc_reference,
+    versions_folder,
+)
+from osft.versions.journal import Journal
+from osft.versions.lineage import chain_of
+from osft.versions.retention_tasks import earlier_holdouts
+from osft.workspace import Manifest, Workspace, read_json, safe_name, write_json
+
+logger = logging.getLogger(__name__)
+
+PROMOTED_SCHEME = "promoted://"
+BASE_STEP = "base"
+BASE_NAME = "base.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseModel:
+    """What a run starts from: the content of ``runs/<run_id>/base/base.json``."""
+
+    reference: str
+    """``model_base`` as it was given."""
+
+    model: str
+    """A Hugging Face id, a path or ``pvc://``: what every step of the run loads."""
+
+    model_name: str
+    """Name under which the run's model is promoted if it passes."""
+
+    parent: str | None
+    """Version of :attr:`model_name` that :attr:`model` is; None: it is none of them."""
+
+    current: str | None
+    """Version of :attr:`model_name` that was current when the run began; the promotion expects that it still is."""
+
+    origin: str
+    """The model at the beginning of the chain, as it was given."""
+
+    memory: str | None
+    """Folder of the subspace memory that comes with :attr:`model`, relative to the workspace; None: there is none."""
+
+    earlier_holdouts: Mapping[str, str]
+    """Held-out rows of every ancestor, oldest first: name of the task, and its folder relative to the workspace."""
+
+    seen_rows: tuple[str, ...]
+    """Files with the hashes of the rows that every ancestor's run has seen, relative to the workspace."""
+
+    ancestor_measurements: Mapping[str, str]
+    """What every ancestor scored, document by document, oldest first, the origin (``v0000``) included where it is
+    known: version, and its folder of measurements relative to the workspace."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``base.json`` into ``folder``, atomically."""
+        write_json(folder / BASE_NAME, self)
+
+    @classmethod
+    def load(cls, path: Path) -> "BaseModel":
+        """Read it back from ``base.json`` or the folder that holds it.
+
+        Raises:
+            WorkspaceError: if there is none.
+        """
+        file = path / BASE_NAME if path.is_dir() else path
+        try:
+            fields = read_json(file)
+            return cls(seen_rows=tuple(fields.pop("seen_rows")), **fields)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WorkspaceError(f"{file}: no base of a run ({error}). Start the run anew.") from error
+
+
+def resolve_base(
+    workspace: Workspace, *, run_id: str, model_base: str, model_origin: str, promote_model_name: str
+) -> Manifest:
+    """Write down what a run starts from, in ``runs/<run_id>/base``; a retried run keeps what it began with.
+
+    Args:
+        workspace: where the models are.
+        run_id: id of the run.
+        model_base: a Hugging Face id, a path, ``pvc://`` or ``promoted://<model_name>``.
+        model_origin: what ``promoted://`` stands for while nothing is promoted; may be empty otherwise.
+        promote_model_name: name under which the run's model will be promoted.
+
+    Raises:
+        ConfigError: if there is nothing to start from.
+        WorkspaceError: if a name cannot be a folder, or the version has no weights any more.
+    """
+    inputs = {"model_base": model_base, "model_origin": model_origin, "promote_model_name": promote_model_name}
+    return workspace.complete(
+        run_id,
+        BASE_STEP,
+        inputs=inputs,
+        work=lambda folder: _resolve(workspace, model_base, model_origin, promote_model_name).save(folder),
+    )
+
+
+def _resolve(workspace: Workspace, reference: str, origin: str, model_name: str) -> BaseModel:
+    current = Journal(workspace, model_name).current()
+    version = _version_behind(workspace, reference)
+    if version is None:
+        return _from_outside(reference, _model_without_version(reference, origin), model_name, current)
+    if not has_weights(version):
+        raise WorkspaceError(
+            f"model_base '{reference}': the weights of {version} are pruned. Give a version that has them."
+        )
+    if version.parent.name != model_name:
+        # A chain of its own begins; what the other chain was asked, it is not.
+        logger.info("'%s' begins from %s of '%s'", model_name, version.name, version.parent.name)
+        outside = pvc_reference(workspace, version)
+        return _from_outside(reference, outside, model_name, current, memory=_memory(workspace, version))
+    logger.info("the run begins from %s of '%s'", version.name, model_name)
+    return _from_version(workspace, reference, version, current)
+
+
+def _version_behind(workspace: Workspace, reference: str) -> Path | None:
+    """Return the folder of the promoted version that a reference stands for; None if it stands for none."""
+    if reference.startswith(PROMOTED_SCHEME):
+        name = safe_name(reference.removeprefix(PROMOTED_SCHEME), what="model name")
+        current = Journal(workspace, name).current()
+        return versions_folder(workspace, name) / current if current else None
+    path = Path(workspace.locate(reference)).resolve()
+    is_version = path.parent.parent == workspace.models.resolve() and path.name in published_versions(path.parent)
+    return versions_folder(workspace, path.parent.name) / path.name if is_version else None
+
+
+def _model_without_version(reference: str, origin: str) -> str:
+    """Return the model that a reference stands for, which is no promoted version."""
+    if not reference.startswith(PROMOTED_SCHEME):
+        if not reference:
+            raise ConfigError("model_base is empty. Give a Hugging Face id, a path, pvc:// or promoted://<model_name>.")
+        return reference
+    if not origin or origin.startswith(PROMOTED_SCHEME):
+        raise ConfigError(
+            f"model_base is '{reference}', of which nothing is promoted yet, and model_origin is '{origin}'. "
+            "Give the model to begin from as model_origin: a Hugging Face id, a path or pvc://."
+        )
+    logger.info("nothing is promoted as %s yet: the run begins from its origin %s", reference, origin)
+    return origin
+
+
+def _from_outside(
+    reference: str, model: str, model_name: str, current: str | None, *, memory: str | None = None
+) -> BaseModel:
+    """Return a base at which a chain begins."""
+    return BaseModel(
+        reference=reference,
+        model=model,
+        model_name=model_name,
+        parent=None,
+        current=current,
+        origin=model,
+        memory=memory,
+        earlier_holdouts={},
+        seen_rows=(),
+        ancestor_measurements={},
+    )
+
+
+def _from_version(workspace: Workspace, reference: str, version: Path, current: str | None) -> BaseModel:
+    """Return a base that is a link of the chain."""
+    chain = chain_of(workspace, version.parent.name, version.name)
+    folders = {lineage.version: version.parent / lineage.version for lineage in chain}
+    return BaseModel(
+        reference=reference,
+        model=pvc_reference(workspace, version),
+        model_name=version.parent.name,
+        parent=version.name,
+        current=current,
+        origin=chain[-1].origin,
+        memory=_memory(workspace, version),
+        earlier_holdouts=earlier_holdouts(workspace, chain),
+        # Also one that is lost, which is an error where it is read: its rows would be trained on again.
+        seen_rows=tuple(
+            _relative(workspace, folder / SEEN_ROWS_NAME) for name, folder in folders.items() if name != ORIGIN_VERSION
+        ),
+        ancestor_measurements={
+            name: _relative(workspace, folder / MEASUREMENTS_FOLDER)
+            for name, folder in folders.items()
+            if (folder / MEASUREMENTS_FOLDER).is_dir()
+        },
+    )
+
+
+def _memory(workspace: Workspace, version: Path) -> str | None:
+    folder = version / MEMORY_FOLDER
+    return _relative(workspace, folder) if folder.is_dir() else None
+
+
+def _relative(workspace: Workspace, path: Path) -> str:
+    return path.relative_to(workspace.root).as_posix()

@@ -1,0 +1,214 @@
+"""Keeping the storage bounded."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from osft.errors import ConfigError
+from osft.versions.base_model import resolve_base
+from osft.versions.folders import has_weights, version_name
+from osft.versions.lineage import chain_of
+from osft.versions.pruning import PrunedItem, prune, pruned_as_markdown
+from osft.versions.removal import remove_folder
+from osft.versions.rollback import rollback
+from osft.workspace import Workspace, write_json
+from tests.versions.finished_runs import MODEL, begin_run, finish_run, promote, set_age
+
+VERSIONS = 5
+
+
+@pytest.fixture
+def chained(workspace: Workspace, chain_template: Callable[[int], Path]) -> Workspace:
+    """A workspace with five versions."""
+    shutil.copytree(chain_template(VERSIONS), workspace.root, dirs_exist_ok=True)
+    return workspace
+
+
+def with_weights(workspace: Workspace) -> list[str]:
+    names = [version_name(number) for number in range(1, VERSIONS + 1)]
+    return [name for name in names if has_weights(workspace.models / MODEL / name)]
+
+
+def runs_left(workspace: Workspace) -> set[str]:
+    return {path.name for path in (workspace.root / "runs").iterdir()}
+
+
+def test_zero_keeps_everything(chained: Workspace) -> None:
+    removed = prune(chained, MODEL, keep_versions=0, keep_runs=0)
+
+    assert removed == []
+    assert len(with_weights(chained)) == len(runs_left(chained)) == VERSIONS
+
+
+def test_old_versions_lose_weights_and_memory_and_keep_what_later_runs_need(chained: Workspace) -> None:
+    removed = prune(chained, MODEL, keep_versions=3, keep_runs=0)
+
+    assert with_weights(chained) == ["v0003", "v0004", "v0005"]
+    size = len("weights of run-1") + len("memory of run-1")
+    assert removed == [PrunedItem(path=f"models/ours/{name}", size_bytes=size) for name in ("v0002", "v0001")]
+    kept = {path.name for path in (chained.models / "ours/v0001").iterdir()}
+    assert kept == {
+        "config.json", "holdout", "lineage.json", "manifest.json", "measurements", "pruned.json", "seen_rows.bin",
+    }  # fmt: skip
+    assert len(chain_of(chained, MODEL)) == VERSIONS + 1
+
+
+def test_what_is_pruned_is_listed_once(chained: Workspace) -> None:
+    prune(chained, MODEL, keep_versions=3, keep_runs=3)
+
+    assert prune(chained, MODEL, keep_versions=3, keep_runs=3) == []
+
+
+def test_the_current_version_and_its_parent_keep_their_weights(chained: Workspace) -> None:
+    rollback(chained, MODEL, "v0003")
+
+    prune(chained, MODEL, keep_versions=1, keep_runs=0)
+
+    assert with_weights(chained) == ["v0002", "v0003", "v0005"]
+
+
+@pytest.mark.parametrize("model_name", [MODEL, "theirs"])
+def test_a_version_from_which_a_run_starts_that_is_under_way_keeps_its_weights(
+    chained: Workspace, model_name: str
+) -> None:
+    begin_run(chained, "slow", model_base="pvc://models/ours/v0001", model_name=model_name)
+
+    prune(chained, MODEL, keep_versions=1, keep_runs=1)
+
+    assert with_weights(chained) == ["v0001", "v0004", "v0005"]
+    assert runs_left(chained) == {"run-5", "slow"}
+
+
+def test_a_run_that_was_given_up_keeps_nothing(chained: Workspace) -> None:
+    begin_run(chained, "failed", model_base="pvc://models/ours/v0001")
+    set_age(chained, "failed", 15 * 24 * 3600)
+
+    prune(chained, MODEL, keep_versions=1, keep_runs=2)
+
+    assert with_weights(chained) == ["v0004", "v0005"]
+    assert runs_left(chained) == {"run-4", "run-5"}
+
+
+def test_a_run_that_is_about_to_be_promoted_stays_and_one_that_cannot_be_any_more_goes(chained: Workspace) -> None:
+    for run_id, parent, passed in (("late", "v0005", True), ("refused", "v0005", False)):
+        begin_run(chained, run_id, model_base=f"pvc://models/ours/{parent}")
+        finish_run(chained, run_id, passed=passed)
+        set_age(chained, run_id, 4000)
+
+    prune(chained, MODEL, keep_versions=0, keep_runs=1)
+
+    assert runs_left(chained) == {"run-5", "late"}
+
+
+def test_runs_of_other_models_and_folders_that_are_no_runs_of_ours_stay(chained: Workspace) -> None:
+    promote(chained, "other", model_name="theirs")
+    (chained.root / "runs/notes").mkdir()
+
+    prune(chained, MODEL, keep_versions=0, keep_runs=1)
+
+    assert runs_left(chained) == {"run-5", "other", "notes"}
+
+
+def test_the_oldest_runs_go_first(chained: Workspace) -> None:
+    removed = prune(chained, MODEL, keep_versions=0, keep_runs=3)
+
+    assert [item.path for item in removed] == ["runs/run-2", "runs/run-1"]
+    assert all(item.size_bytes > 0 for item in removed)
+
+
+def test_a_pruning_that_was_killed_as_it_deleted_is_finished(chained: Workspace) -> None:
+    version = chained.models / "ours/v0001"
+    write_json(version / "pruned.json", {"settled": True})
+    (version / "model.safetensors").unlink()
+
+    removed = prune(chained, MODEL, keep_versions=0, keep_runs=0)
+
+    assert [item.path for item in removed] == ["models/ours/v0001"]
+    assert not (version / "memory").exists()
+
+
+def test_a_version_that_was_marked_but_is_needed_again_gets_its_weights_back(chained: Workspace) -> None:
+    rollback(chained, MODEL, "v0001")
+    mark = chained.models / "ours/v0001/pruned.json"
+    write_json(mark, {"settled": False})
+
+    removed = prune(chained, MODEL, keep_versions=0, keep_runs=0)
+
+    assert removed == []
+    assert not mark.exists()
+    assert "v0001" in with_weights(chained)
+
+
+def test_a_removal_that_was_killed_is_finished(chained: Workspace) -> None:
+    for parent in (chained.root / "runs", chained.models / MODEL):
+        aside = parent / ".run-0.removed.x1y2"
+        aside.mkdir()
+        (aside / "large").write_bytes(b"12345")
+
+    removed = prune(chained, MODEL, keep_versions=0, keep_runs=0)
+
+    assert [(item.path, item.size_bytes) for item in removed] == [
+        ("runs/.run-0.removed.x1y2", 5),
+        ("models/ours/.run-0.removed.x1y2", 5),
+    ]
+    assert not list((chained.root / "runs").glob(".*"))
+
+
+def test_what_a_killed_promotion_left_goes_with_its_run(chained: Workspace) -> None:
+    partial = chained.models / "ours/.run-9@host.partial"
+    partial.mkdir()
+    orphan = chained.models / "ours/v0006"
+    shutil.copytree(chained.models / "ours/v0005", orphan)
+    manifest = orphan / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("run-5", "run-9"))
+    begin_run(chained, "run-9")
+
+    prune(chained, MODEL, keep_versions=0, keep_runs=0)
+    stayed = (partial.exists(), orphan.exists())
+    remove_folder(chained.run_directory("run-9"))
+    prune(chained, MODEL, keep_versions=0, keep_runs=0)
+
+    assert stayed == (True, True)
+    assert (partial.exists(), orphan.exists()) == (False, False)
+
+
+def test_on_an_empty_workspace_there_is_nothing_to_prune(workspace: Workspace) -> None:
+    assert prune(workspace, MODEL, keep_versions=1, keep_runs=1) == []
+
+
+@pytest.mark.parametrize("name", ["keep_versions", "keep_runs"])
+def test_a_negative_number_is_refused(workspace: Workspace, name: str) -> None:
+    numbers = {"keep_versions": 0, "keep_runs": 0, name: -1}
+
+    with pytest.raises(ConfigError, match=f"{name} is -1. Give a whole number from 0"):
+        prune(workspace, MODEL, **numbers)
+
+
+def test_the_next_run_begins_where_nothing_was_pruned(chained: Workspace) -> None:
+    prune(chained, MODEL, keep_versions=1, keep_runs=1)
+
+    manifest = resolve_base(
+        chained, run_id="next", model_base="promoted://ours", model_origin="", promote_model_name=MODEL
+    )
+
+    assert manifest.path == "runs/next/base"
+    assert promote(chained, "later").path == "models/ours/v0006"
+
+
+def test_the_list_is_readable() -> None:
+    removed = [PrunedItem(path="runs/a", size_bytes=1_500_000), PrunedItem(path="models/b/v0001", size_bytes=500_000)]
+
+    text = pruned_as_markdown(removed)
+
+    assert text.splitlines() == [
+        "| removed | size |", "|---|---:|", "| runs/a | 1.5 MB |", "| models/b/v0001 | 500.0 kB |", "| all | 2.0 MB |",
+    ]  # fmt: skip
+    assert pruned_as_markdown([]) == "Nothing was removed.\n"
+
+
+def test_a_folder_that_another_process_has_removed_is_no_error(tmp_path: Path) -> None:
+    remove_folder(tmp_path / "gone")
+
+    assert list(tmp_path.iterdir()) == []
