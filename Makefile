@@ -24,11 +24,15 @@ export HF_HUB_OFFLINE := 1
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: $(VENV)/.installed-demo ## Run the whole pipeline here on the embedded model and data (no GPU, no cluster)
 	@"$(VENV_PYTHON)" run_local.py --demo
+
+.PHONY: demo-schedule
+demo-schedule: $(VENV)/.installed-demo ## Play five scheduled runs in a row, beside the same with plain fine-tuning
+	@"$(VENV_PYTHON)" -m demo.schedule
 
 # A file's tests stay in one process, where its models are made once. The order is that of tests/conftest.py.
 IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
