@@ -112,6 +112,10 @@ $(DATA_PEER_VENV)/.installed: benchmarks/data/requirements.txt constraints.txt |
 bench-evaluation: $(VENV)/.installed-dev ## Measure the evaluation beside plain lm-eval (about 6 minutes)
 	@"$(VENV_PYTHON)" -m benchmarks.evaluation $(BENCH_OPTIONS)
 
+.PHONY: bench-sequences
+bench-sequences: $(VENV)/.installed-dev ## Learn tasks one after the other with every method (about an hour and a half)
+	@"$(VENV_PYTHON)" -m benchmarks.sequences $(BENCH_OPTIONS)
+
 .PHONY: clean
 clean: ## Remove .venv, dist/, build/ and the tools' caches (workspace/ stays)
 	rm -rf "$(VENV)" dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,7 +41,7 @@ SCHEDULE_PARAMETERS = {
     "model_calibration": f"pvc://{CALIBRATION_NAME}",
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "schedule-osft": {"train_unfreeze_rank_ratio": 0.5, "train_remember": True},
+    "schedule-osft": {"train_unfreeze_rank_ratio": 0.5, "train_learning_rate": 4e-3, "train_remember": True},
     "schedule-plain": {"train_unfreeze_rank_ratio": 1.0, "train_learning_rate": 1e-3, "train_remember": False},
 }
 TITLES = {

@@ -102,6 +102,7 @@ class SubspaceWeight(TrainedWeight):
     """A weight that moves in its free subspace only; ``core`` is the one trained parameter, zero at first."""
 
     base: Tensor
+    free_mean_square: Tensor
     scale: Tensor
 
     def __init__(self, weight: Tensor, protected: ProtectedSubspace, *, offload: bool = False) -> None:
@@ -120,16 +121,25 @@ class SubspaceWeight(TrainedWeight):
         self.core = nn.Parameter(torch.zeros(shape, dtype=precision, device=weight.device))
         self.register_buffer("base", to_host(weight) if offload else weight, persistent=False)
         self.register_buffer("merged", weight if self.base is not weight else weight.clone())
-        self.register_buffer("scale", self._update_scale(), persistent=False)
+        self.register_buffer("free_mean_square", self._measure_free_part(), persistent=False)
+        self.register_buffer("scale", self._scale_of(self.free_mean_square), persistent=False)
 
     @torch.no_grad()
-    def _update_scale(self) -> Tensor:
+    def _measure_free_part(self) -> Tensor:
+        """Return the mean square of the singular values of what is free in ``W0``, a scalar."""
         # The bases are orthonormal: the coordinates of W0's free part have the norm of that part.
         free_part = self.remove_protected(self.coordinates_of(self.merged))
         smaller = min(self.left.free_rank, self.right.free_rank)
-        mean_square = free_part.float().square().sum() / max(1, smaller * math.prod(self.merged.shape[:-2]))
+        return free_part.float().square().sum() / max(1, smaller * math.prod(self.merged.shape[:-2]))
+
+    def _scale_of(self, free_mean_square: Tensor) -> Tensor:
         rows, columns = self.merged.shape[-2:]
-        return update_scale(rows, columns, self.left, self.right, mean_square)
+        return update_scale(rows, columns, self.left, self.right, free_mean_square)
+
+    def carry_scale(self, free_mean_square: float) -> None:
+        """Let a learning rate move the weight as it did one whose free part was ``free_mean_square``."""
+        self.free_mean_square.fill_(free_mean_square)
+        self.scale.copy_(self._scale_of(self.free_mean_square))
 
     def coordinates_of(self, weight: Tensor) -> Tensor:
         """Return the coordinates ``[..., left, right]`` of ``weight``; the protected part may still be in them.

@@ -17,7 +17,7 @@ from osft.processes.group import Processes
 from osft.subspace.attach import Source, attach
 from osft.subspace.exchange import spread
 from osft.subspace.inputs import InputPlace, input_places
-from osft.subspace.memory.chain import begin_memory
+from osft.subspace.memory.chain import begin_memory, carry_scales
 from osft.subspace.memory.memory import SubspaceMemory
 from osft.subspace.sources import choose_source
 from osft.subspace.targets import Target, find_targets
@@ -117,6 +117,7 @@ def _attach_all(
         train_other_parameters=config.train_other_parameters,
         offload=config.save_memory and model.device.type == "cuda",
     )
+    carry_scales(model, memory)
     return PreparedModel(loaded=loaded, with_weights=_call, places=places, memory=memory), targets
 
 
@@ -151,6 +152,7 @@ def _spread(
         train_other_parameters=config.train_other_parameters,
         entered=entered,
     )
+    carry_scales(model, memory)
     spread_model = replace(loaded, model=model)
     return PreparedModel(loaded=spread_model, with_weights=root, places=places, memory=memory), targets
 

@@ -31,8 +31,8 @@ class GroupBudget:
     """Directions that can be protected."""
 
     more_tasks: float
-    """For about how many more tasks there is room: negative where there is none for those so far, infinite where the
-    tasks after the first needed nothing more."""
+    """For about how many more tasks there is room: negative where there is too little for those so far, infinite where
+    there is enough and the tasks after the first needed nothing more."""
 
     @property
     def used_share(self) -> float:
@@ -74,5 +74,9 @@ def _group_budget(group: GroupMemory, unfreeze_rank_ratio: float) -> GroupBudget
     first, last = group.needed[0], group.needed[-1]
     later_tasks = len(group.needed) - 1
     for_each_task = (last - first) / later_tasks if later_tasks else float(last)
-    more_tasks = (room - last) / for_each_task if for_each_task > 0 else math.inf
+    if last > room:
+        # Too little room stays too little if nothing is added; then it is counted in tasks of those so far.
+        more_tasks = (room - last) / (for_each_task if for_each_task > 0 else last / len(group.needed))
+    else:
+        more_tasks = (room - last) / for_each_task if for_each_task > 0 else math.inf
     return GroupBudget(targets=group.targets, inputs=group.inputs, needed=last, room=room, more_tasks=more_tasks)

@@ -23,12 +23,14 @@ from osft.config import TrainingConfig
 from osft.data.processing.tokenizing import load_tokenizer
 from osft.data.samples import Sample, token_lengths
 from osft.errors import ConfigError, MissingPathError
+from osft.subspace.attach import trained_weights
 from osft.subspace.inputs import InputPlace, load_input_samples
 from osft.subspace.memory.groups import Group
 from osft.subspace.memory.measuring import Call, measure_groups, spread_samples
 from osft.subspace.memory.memory import GroupMemory, SubspaceMemory
 from osft.subspace.memory.merging import Spectrum, add_covariance, cut, largest_share
 from osft.subspace.memory.self_samples import sample_texts
+from osft.subspace.parametrization import SubspaceWeight
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def begin_memory(
 ) -> SubspaceMemory | None:
     """Return what a run protects of what was learnt before it; ``None`` where that is not asked for.
 
-    A run that goes on knows already what is protected, and needs it only to add to it.
+    A run that goes on knows already what is protected; it needs the scales of the updates, and what to add to.
 
     Every process must call this, while the model has its base weights.
 
@@ -71,8 +73,6 @@ def begin_memory(
         DataError: if ``calibration`` is not what it should be.
         MissingPathError: if there is no memory in ``subspace_memory``, or no tokenizer to sample texts with.
     """
-    if goes_on and not config.remember:
-        return None
     sizes = {name: place.inputs for name, place in places.items()}
     if config.subspace_memory is not None:
         given = config.subspace_memory
@@ -92,6 +92,22 @@ def begin_memory(
     if _is_first():
         memory.save(folder)
     return memory
+
+
+def carry_scales(model: PreTrainedModel, memory: SubspaceMemory | None) -> None:
+    """Let each target move by a learning rate as it did at the first link of the chain; once they are attached."""
+    known = memory.free_mean_squares if memory else {}
+    for name, weight in trained_weights(model):
+        if name in known and isinstance(weight, SubspaceWeight):
+            weight.carry_scale(known[name])
+
+
+def _free_mean_squares(model: PreTrainedModel) -> dict[str, float]:
+    return {
+        name: weight.free_mean_square.item()
+        for name, weight in trained_weights(model)
+        if isinstance(weight, SubspaceWeight)
+    }
 
 
 def finish_memory(
@@ -156,6 +172,8 @@ def add_task(
         groups=groups,
         tasks=1 if earlier is None else earlier.tasks + 1,
         tokens=tokens if earlier is None else earlier.tokens + tokens,
+        # What an earlier link knows stays.
+        free_mean_squares=_free_mean_squares(model) | dict(earlier.free_mean_squares if earlier else {}),
     )
     logger.info(
         "memory of %d tasks: %d inputs of %d weights over %d tokens, %.1f MB, in %.1f s",

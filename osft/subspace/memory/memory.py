@@ -12,8 +12,8 @@ here so that memories can be added and a direction's weight in all tasks togethe
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ MEMORY_NAME = "memory.safetensors"
 HEADER_KEY = "osft"
 # GPM keeps 97% to 99% of a task's trace; what is left lies in very many directions.
 NEEDED_SHARE = 0.99
+
+STORED_TYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+"""What safetensors calls the types of the two kinds of tensors."""
+
+ReadTensor = Callable[[Any, str], Tensor]
+"""Takes an open safetensors file and the name of a tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,6 +94,10 @@ class SubspaceMemory:
 
     tokens: int
     """Tokens over which all of them were measured."""
+
+    free_mean_squares: Mapping[str, float] = field(default_factory=dict)
+    """Of each weight, the mean square of what was free in it at the first link, for the scale of its updates. Taken
+    anew it would hold the updates of all links before, and a learning rate would move the weight ever farther."""
 
     @property
     def size_bytes(self) -> int:
@@ -155,14 +165,16 @@ class SubspaceMemory:
             MissingPathError: if there is none.
             ConfigError: if the file is damaged, or of another version of this library.
         """
-        path = memory_file(folder)
-        try:
-            memory, layout = _read(path)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({one_line(error)}). Give an undamaged copy.") from error
-        if content_key(_layout(memory)) != layout:
-            raise ConfigError(f"{path}: its tensors are not those that its header names. Give an undamaged copy.")
-        return memory
+        return _load(folder, lambda file, name: file.get_tensor(name))
+
+    @classmethod
+    def load_header(cls, folder: Path | str) -> "SubspaceMemory":
+        """Read all but the numbers: the tensors are on torch's ``meta`` device, where they have a shape and no bytes.
+
+        Raises:
+            MissingPathError, ConfigError: as :meth:`load` does.
+        """
+        return _load(folder, _without_numbers)
 
 
 def memory_file(folder: Path | str) -> Path:
@@ -177,7 +189,23 @@ def memory_file(folder: Path | str) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[SubspaceMemory, str]:
+def _load(folder: Path | str, read_tensor: ReadTensor) -> SubspaceMemory:
+    path = memory_file(folder)
+    try:
+        memory, layout = _read(path, read_tensor)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({one_line(error)}). Give an undamaged copy.") from error
+    if content_key(_layout(memory)) != layout:
+        raise ConfigError(f"{path}: its tensors are not those that its header names. Give an undamaged copy.")
+    return memory
+
+
+def _without_numbers(file: Any, name: str) -> Tensor:
+    stored = file.get_slice(name)
+    return torch.empty(stored.get_shape(), dtype=STORED_TYPES[stored.get_dtype()], device="meta")
+
+
+def _read(path: Path, read_tensor: ReadTensor) -> tuple[SubspaceMemory, str]:
     """Return the memory in a file, and the hash of names and shapes that it was written with."""
     with safe_open(path, framework="pt") as file:
         header = orjson.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
@@ -186,14 +214,20 @@ def _read(path: Path) -> tuple[SubspaceMemory, str]:
         groups = tuple(
             GroupMemory(
                 targets=tuple(group["targets"]),
-                directions=file.get_tensor(f"{number}.directions"),
-                eigenvalues=file.get_tensor(f"{number}.eigenvalues"),
+                directions=read_tensor(file, f"{number}.directions"),
+                eigenvalues=read_tensor(file, f"{number}.eigenvalues"),
                 residual=group["residual"],
                 needed=tuple(group["needed"]),
             )
             for number, group in enumerate(header["groups"])
         )
-    return SubspaceMemory(groups=groups, tasks=header["tasks"], tokens=header["tokens"]), header["layout"]
+    memory = SubspaceMemory(
+        groups=groups,
+        tasks=header["tasks"],
+        tokens=header["tokens"],
+        free_mean_squares=header["free_mean_squares"],
+    )
+    return memory, header["layout"]
 
 
 def _write(memory: SubspaceMemory, path: Path) -> None:
@@ -205,6 +239,7 @@ def _write(memory: SubspaceMemory, path: Path) -> None:
         "schema": SCHEMA,
         "tasks": memory.tasks,
         "tokens": memory.tokens,
+        "free_mean_squares": memory.free_mean_squares,
         "groups": [
             {"targets": group.targets, "residual": group.residual, "needed": group.needed} for group in memory.groups
         ],

@@ -32,6 +32,8 @@ def memory_needing(group_of: Callable[..., GroupMemory]) -> Callable[..., Subspa
         ((70, 75), 1.0, 0.0),
         ((70, 80), 80 / 75, -0.5),
         ((30, 30, 29), 29 / 75, math.inf),
+        # Over by 15 directions, of 45 a task so far.
+        ((90, 90), 90 / 75, -15 / 45),
     ],
 )
 def test_the_next_tasks_are_taken_to_add_what_those_so_far_did(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,25 @@ def test_each_run_of_a_chain_adds_its_task_to_the_memory_of_the_one_before(
     assert (memory.tasks, memory.tokens) == (2, 34)
     expected = inputs_of(tmp_path / "first" / "final", rows) + inputs_of(tmp_path / "second" / "final", other_rows)
     assert (remembered(tmp_path / "second" / "memory") - expected).norm() < 0.02
+
+
+def test_a_learning_rate_moves_each_weight_as_far_as_at_the_first_link(
+    train: Callable[..., TrainingResult], tmp_path: Path
+) -> None:
+    first = train("first")
+    memory = SubspaceMemory.load(tmp_path / "first/memory")
+    larger = {name: 100 * value for name, value in memory.free_mean_squares.items()}
+    replace(memory, free_mean_squares=larger).save(tmp_path / "larger")
+
+    runs = {
+        name: train(name, model_path=first.final_checkpoint, subspace_memory=folder)
+        for name, folder in (("second", tmp_path / "first/memory"), ("moved", tmp_path / "larger"))
+    }
+
+    near, far = (update_of(first.final_checkpoint, run.final_checkpoint).norm() for run in runs.values())
+    assert far > 4 * near
+    assert SubspaceMemory.load(tmp_path / "second/memory").free_mean_squares == memory.free_mean_squares
+    assert len(memory.free_mean_squares) == 14
 
 
 @pytest.mark.parametrize("source", ["samples", "text"])

@@ -23,6 +23,23 @@ def test_a_memory_is_read_as_it_was_written(memory: SubspaceMemory, tmp_path: Pa
         assert torch.equal(one.eigenvalues, other.eigenvalues)
 
 
+def test_a_header_tells_all_but_the_numbers_which_are_not_read(memory: SubspaceMemory, tmp_path: Path) -> None:
+    memory.save(tmp_path / "memory")
+
+    header = SubspaceMemory.load_header(tmp_path / "memory")
+
+    assert (header.tasks, header.tokens, header.size_bytes) == (memory.tasks, memory.tokens, memory.size_bytes)
+    for one, other in zip(memory.groups, header.groups, strict=True):
+        assert (one.targets, one.inputs, one.rank, one.needed) == (
+            other.targets,
+            other.inputs,
+            other.rank,
+            other.needed,
+        )
+        assert other.directions.is_meta
+        assert other.eigenvalues.is_meta
+
+
 def test_the_size_that_a_memory_tells_is_that_of_its_tensors_on_disk(memory: SubspaceMemory, tmp_path: Path) -> None:
     memory.save(tmp_path / "memory")
 
@@ -52,8 +69,9 @@ def test_a_damaged_file_is_an_error(memory: SubspaceMemory, tmp_path: Path) -> N
     file = tmp_path / MEMORY_NAME
     file.write_bytes(file.read_bytes()[:-10])
 
-    with pytest.raises(ConfigError, match=r"memory\.safetensors: cannot be read .*Give an undamaged copy"):
-        SubspaceMemory.load(tmp_path)
+    for load in (SubspaceMemory.load, SubspaceMemory.load_header):
+        with pytest.raises(ConfigError, match=r"memory\.safetensors: cannot be read .*Give an undamaged copy"):
+            load(tmp_path)
 
 
 def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Tasks learnt one after the other: what each way of training leaves of the earlier ones and of the base."""
