@@ -58,7 +58,7 @@ class EvaluationConfig:
 
     earlier_holdouts: Mapping[str, Path] = field(default_factory=dict)
     """The rows that earlier versions held out, by the name under which each is a retention task (``holdout_v0001``):
-    a ``holdout.parquet`` or its folder."""
+    a ``holdout.parquet`` or its folder. In the means all of them count as one (:mod:`osft.evaluation.pooling`)."""
 
     base_version: str | None = None
     """The version that the base is, e.g. ``v0002``; None: it is none."""

@@ -10,14 +10,18 @@ lucky documents is taken. That makes the loss larger than it is, and the gate st
 that a long chain of small tasks needs a wider limit. Of equally good versions the oldest counts, since it has had the
 most time to come apart from the tuned model, and its interval is the widest.
 
+What earlier versions held out counts as one task here, too (:mod:`osft.evaluation.pooling`): each set keeps its own
+best version, and the pool is the union of these pairs.
+
 The documents are paired as ever: a version left its answers behind (:mod:`osft.evaluation.references`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from osft.evaluation.forgetting import ComparedTask, TaskComparison, mean_loss
+from osft.evaluation.forgetting import ComparedTask, Pool, TaskComparison, joined, mean_loss
+from osft.evaluation.pooling import pool_earlier_holdouts
 
 if TYPE_CHECKING:
     # It brings lm-eval along, which who shows a report need not pay for.
@@ -57,12 +61,15 @@ class CumulativeOutcome:
     """One-sided 95% upper confidence bound of it, given which version is the best."""
 
     best_tasks: tuple[BestComparison, ...]
+    best_pools: tuple[Pool, ...] = ()
+    """Those of :attr:`best_tasks` that count as one, each document against the best version of its own task."""
 
     origin_forgetting: float | None
     origin_forgetting_upper: float | None
     """The same against the origin alone, over the tasks on which it is known; None if there is none."""
 
     origin_tasks: tuple[TaskComparison, ...]
+    origin_pools: tuple[Pool, ...] = ()
 
 
 def compare_with_chain(candidates: Iterable[Mapping[str, "PairedTask"]], *, seed: int) -> CumulativeOutcome:
@@ -70,24 +77,26 @@ def compare_with_chain(candidates: Iterable[Mapping[str, "PairedTask"]], *, seed
 
     Args:
         candidates: for each retention task the versions that are known on it, oldest first and the base last, paired
-            with the tuned model. At least one task.
+            with the tuned model. At least one task that counts.
         seed: of the bootstrap.
     """
-    best: list[tuple[BestComparison, ComparedTask]] = []
-    since_origin: list[ComparedTask] = []
-    for by_version in candidates:
-        best.append(_against_best(by_version, seed=seed))
-        if ORIGIN in by_version:
-            since_origin.append(by_version[ORIGIN].compare(seed=seed))
-    lost = mean_loss([compared for _, compared in best])
-    lost_since_origin = mean_loss(since_origin) if since_origin else None
+    chosen = [(best_version(by_version), by_version) for by_version in candidates]
+    best = _compare([by_version[version] for version, by_version in chosen], seed=seed)
+    origin = _compare([by_version[ORIGIN] for _, by_version in chosen if ORIGIN in by_version], seed=seed)
+    lost = mean_loss(best.counted)
+    lost_since_origin = mean_loss(origin.counted) if origin.counted else None
     return CumulativeOutcome(
         cumulative_forgetting=lost.value,
         cumulative_forgetting_upper=lost.upper,
-        best_tasks=tuple(task for task, _ in best),
+        best_tasks=tuple(
+            BestComparison(version=version, compared_with=tuple(by_version), comparison=comparison)
+            for (version, by_version), comparison in zip(chosen, best.tasks, strict=True)
+        ),
+        best_pools=best.pools,
         origin_forgetting=lost_since_origin.value if lost_since_origin else None,
         origin_forgetting_upper=lost_since_origin.upper if lost_since_origin else None,
-        origin_tasks=tuple(one.comparison for one in since_origin),
+        origin_tasks=origin.tasks,
+        origin_pools=origin.pools,
     )
 
 
@@ -101,8 +110,21 @@ def best_version(by_version: Mapping[str, "PairedTask"]) -> str:
     return max(by_version, key=lambda version: direction * by_version[version].base)
 
 
-def _against_best(by_version: Mapping[str, "PairedTask"], *, seed: int) -> tuple[BestComparison, ComparedTask]:
-    version = best_version(by_version)
-    compared = by_version[version].compare(seed=seed)
-    best = BestComparison(version=version, compared_with=tuple(by_version), comparison=compared.comparison)
-    return best, compared
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Compared:
+    """Pairs of models on several tasks, compared."""
+
+    tasks: tuple[TaskComparison, ...]
+    pools: tuple[Pool, ...]
+    counted: list[ComparedTask]
+    """What the means are over."""
+
+
+def _compare(paired: Sequence["PairedTask"], *, seed: int) -> _Compared:
+    compared = [one.compare(seed=seed) for one in paired]
+    pools = pool_earlier_holdouts(paired, seed=seed)
+    return _Compared(
+        tasks=tuple(one.comparison for one in compared),
+        pools=tuple(one.pool for one in pools),
+        counted=joined(compared, pools),
+    )

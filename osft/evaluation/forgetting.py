@@ -19,6 +19,9 @@ Tasks are averaged as shares of their score, or one perplexity would outweigh al
 better is taken as it is (accuracy, F1), unless a model's value lies beyond -1 or 1, where it must be on another scale
 (0 to 100). That one, and every score where lower is better, is taken relative to the base's: a perplexity from 10.0 to
 10.5 is a loss of 0.05, and so are bits per byte from 0.50 to 0.525.
+
+What earlier versions held out counts in every mean as one task over all its documents (:mod:`osft.evaluation.pooling`),
+or a chain's many small sets would come to outweigh the tasks that the user named.
 """
 
 import math
@@ -44,6 +47,11 @@ Kind = Literal["retention", "target"]
 
 MIN_DOCUMENTS = 2
 """Of a score without an interval: a single document may move by any amount."""
+
+MIN_POOLED_DOCUMENTS = 60
+"""Of a pool that counts. Of 60 right-or-wrong documents, none lost, a loss of 4.9 points cannot be ruled out (95%); 59
+are the fewest that alone pass the default limit of 5. Nobody chooses how many rows a small increment holds out, so
+fewer must not keep back a model that lost nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +157,30 @@ class ComparedTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """Several tasks that count as one, over all their documents."""
+
+    tasks: tuple[str, ...]
+    """Their names; each is also a comparison of its own, which is shown and counts in no mean."""
+
+    comparison: TaskComparison
+
+    @property
+    def counts(self) -> bool:
+        """Whether the pool counts as a task; of too few documents it is shown, and nothing more."""
+        return self.comparison.n >= MIN_POOLED_DOCUMENTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedPool:
+    """A pool with what is needed to join it with tasks."""
+
+    pool: Pool
+    loss_draws: Scores | None
+    """As :attr:`ComparedTask.loss_draws`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MeanLoss:
     """What was lost over several tasks; the gains of others do not make up for it."""
 
@@ -164,6 +196,9 @@ class Outcome:
     """What an evaluation found, over all tasks."""
 
     tasks: tuple[TaskComparison, ...]
+
+    pools: tuple[Pool, ...] = ()
+    """Retention tasks that count as one in all means, and not by themselves."""
 
     forgetting: float
     """Mean over the retention tasks of ``max(0, share lost)``; 0 is none."""
@@ -239,23 +274,28 @@ def compare_values(label: TaskLabel, *, base: float, tuned: float, num_documents
     )
 
 
-def join(compared: Sequence[ComparedTask]) -> Outcome:
+def join(compared: Sequence[ComparedTask], pools: Sequence[ComparedPool] = ()) -> Outcome:
     """Return the measures over all tasks, with each task's p-value adjusted for their number.
+
+    Args:
+        compared: every task.
+        pools: those of them that count as one; they have no part in the adjustment, for their documents are in it.
 
     Raises:
         EvaluationError: if there is no retention task.
     """
-    comparisons = _adjusted([one.comparison for one in compared])
-    retention = [one for one in compared if one.comparison.kind == "retention"]
+    counted = joined(compared, pools)
+    retention = [one for one in counted if one.comparison.kind == "retention"]
     if not retention:
         raise EvaluationError("there is no retention task, so forgetting cannot be measured. Name at least one.")
     changes = [one.comparison.change_share for one in retention]
-    gains = [one.change_share for one in comparisons if one.kind == "target"]
+    gains = [one.comparison.change_share for one in counted if one.comparison.kind == "target"]
     unbounded = [one.comparison for one in retention if one.loss_draws is None]
     forgetting = mean_loss(retention)
-    accuracies = [one for one in comparisons if _is_accuracy(one)]
+    accuracies = [one.comparison for one in counted if _is_accuracy(one.comparison)]
     return Outcome(
-        tasks=comparisons,
+        tasks=_adjusted([one.comparison for one in compared]),
+        pools=tuple(one.pool for one in pools),
         forgetting=forgetting.value,
         forgetting_upper=forgetting.upper,
         unbounded_tasks=tuple(one.task for one in unbounded if not one.has_too_few_documents),
@@ -265,6 +305,16 @@ def join(compared: Sequence[ComparedTask]) -> Outcome:
         average_accuracy_base=_mean([one.base for one in accuracies]) if accuracies else None,
         average_accuracy_tuned=_mean([one.tuned for one in accuracies]) if accuracies else None,
     )
+
+
+def joined(compared: Sequence[ComparedTask], pools: Sequence[ComparedPool]) -> list[ComparedTask]:
+    """Return what counts, as :func:`counted_tasks` does, with the draws."""
+    within = {name for one in pools for name in one.pool.tasks}
+    alone = [one for one in compared if one.comparison.task not in within]
+    together = [
+        ComparedTask(comparison=one.pool.comparison, loss_draws=one.loss_draws) for one in pools if one.pool.counts
+    ]
+    return alone + together
 
 
 def mean_loss(compared: Sequence[ComparedTask]) -> MeanLoss:
@@ -277,9 +327,20 @@ def mean_loss(compared: Sequence[ComparedTask]) -> MeanLoss:
     return MeanLoss(value=value, upper=max(value, loss_upper_bound(_mean_loss_draws(compared))))
 
 
-def has_bound(tasks: Sequence[TaskComparison]) -> bool:
-    """Return whether a bound of forgetting means something: for some retention task, and for none it cannot be had."""
-    retention = [task for task in tasks if task.kind == "retention"]
+def counted_tasks(tasks: Sequence[TaskComparison], pools: Sequence[Pool]) -> list[TaskComparison]:
+    """Return what counts: the tasks that are in no pool, then each pool that has documents enough."""
+    within = {name for pool in pools for name in pool.tasks}
+    return [task for task in tasks if task.task not in within] + [pool.comparison for pool in pools if pool.counts]
+
+
+def has_bound(tasks: Sequence[TaskComparison], pools: Sequence[Pool] = ()) -> bool:
+    """Return whether a bound of forgetting means something: for some retention task, and for none it cannot be had.
+
+    Args:
+        tasks: every task.
+        pools: those of them that count as one.
+    """
+    retention = [task for task in counted_tasks(tasks, pools) if task.kind == "retention"]
     too_few = any(task.has_too_few_documents for task in retention)
     return not too_few and any(task.loss_upper is not None for task in retention)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from osft.errors import EvaluationError
 from osft.evaluation.config import EvaluationConfig
-from osft.evaluation.cumulative import ORIGIN, BestComparison, CumulativeOutcome
-from osft.evaluation.forgetting import Outcome, TaskComparison, has_bound
+from osft.evaluation.cumulative import ORIGIN, CumulativeOutcome
+from osft.evaluation.forgetting import MIN_POOLED_DOCUMENTS, Outcome, Pool, TaskComparison, has_bound
 from osft.evaluation.report.points import format_bound, format_ceiling, format_points
 
 MOST_LOST = 3
@@ -50,6 +50,7 @@ def judge(outcome: Outcome, config: EvaluationConfig, chain: CumulativeOutcome |
     checks = [_check_forgetting(outcome, config.max_forgetting)]
     if chain is not None:
         checks.append(_check_cumulative(chain, config.max_cumulative_forgetting))
+    checks += [_Check(True, _too_small(pool)) for pool in outcome.pools if not pool.counts]
     if outcome.too_few_documents:
         checks.append(_Check(False, _too_few(outcome.too_few_documents)))
     if floors := [task.task for task in outcome.tasks if task.has_nothing_to_lose]:
@@ -63,7 +64,7 @@ def judge(outcome: Outcome, config: EvaluationConfig, chain: CumulativeOutcome |
 def _check_forgetting(outcome: Outcome, limit: float) -> _Check:
     value, upper = outcome.forgetting, outcome.forgetting_upper
     passed = upper <= limit + ROUND_OFF
-    if has_bound(outcome.tasks):
+    if has_bound(outcome.tasks, outcome.pools):
         reason = f"Forgetting is {_points(value)}{_bound(value, upper, limit)}."
     else:
         reason = f"Forgetting is {_points(value)}, {_relation(value <= limit + ROUND_OFF)} {_limit(limit)}."
@@ -79,21 +80,24 @@ def _check_cumulative(chain: CumulativeOutcome, limit: float) -> _Check:
     value, upper = chain.cumulative_forgetting, chain.cumulative_forgetting_upper
     passed = upper <= limit + ROUND_OFF
     reason = f"Forgetting since each task's best version is {_points(value)}"
-    if has_bound([task.comparison for task in chain.best_tasks]):
+    if has_bound([task.comparison for task in chain.best_tasks], chain.best_pools):
         reason += f"{_bound(value, upper, limit)}."
     else:
         reason += f", {_relation(value <= limit + ROUND_OFF)} {_limit(limit)}."
-    return _Check(passed, reason if passed else reason + _most_lost(chain.best_tasks))
+    return _Check(passed, reason if passed else reason + _most_lost(chain))
 
 
-def _most_lost(tasks: Sequence[BestComparison]) -> str:
-    """Return a sentence on the tasks that lost most, and since which version; nothing if none lost anything."""
-    lost = sorted((task.comparison.change_share, task.comparison.task, task.version) for task in tasks)
-    named = [
-        f"{task} ({_points(-change)} since {'the origin' if version == ORIGIN else version})"
-        for change, task, version in lost[:MOST_LOST]
-        if change < 0
+def _most_lost(chain: CumulativeOutcome) -> str:
+    """Return a sentence on what counts and lost most, and since which version; nothing if none lost anything."""
+    pooled = {name for pool in chain.best_pools for name in pool.tasks}
+    since = [
+        (best.comparison, "the origin" if best.version == ORIGIN else best.version)
+        for best in chain.best_tasks
+        if best.comparison.task not in pooled
     ]
+    since += [(pool.comparison, "the best version of each set") for pool in chain.best_pools if pool.counts]
+    lost = sorted((task.change_share, task.task, version) for task, version in since)
+    named = [f"{task} ({_points(-change)} since {version})" for change, task, version in lost[:MOST_LOST] if change < 0]
     return f" Most was lost in {_listed(named)}." if named else ""
 
 
@@ -137,6 +141,14 @@ def _bound(value: float, upper: float, limit: float) -> str:
     return (
         f", within {_limit(limit)}, but {format_ceiling(upper)} points cannot be ruled out (95% confidence): "
         "more documents would decide"
+    )
+
+
+def _too_small(pool: Pool) -> str:
+    count = pool.comparison.n
+    return (
+        f"Earlier versions held out {count} document{'' if count == 1 else 's'} ({_listed(pool.tasks)}), scored by "
+        f"{pool.comparison.metric}: too few to count, which takes {MIN_POOLED_DOCUMENTS}."
     )
 
 

@@ -23,6 +23,7 @@ from osft.evaluation.forgetting import (
     join,
 )
 from osft.evaluation.measurement import TaskMeasurement
+from osft.evaluation.pooling import pool_earlier_holdouts, union_of
 from osft.evaluation.statistics import Aggregation, PairedScores
 from osft.evaluation.tasks import RequestedTask
 
@@ -64,6 +65,9 @@ class PairedTask:
 
     num_documents: int
 
+    is_earlier_holdout: bool = False
+    """Whether these are rows that an earlier version held out."""
+
     def compare(self, *, seed: int) -> ComparedTask:
         """Return the change, with an interval where there are documents' scores.
 
@@ -80,7 +84,8 @@ def compare(requested: Sequence[RequestedTask], base: Measurements, tuned: Measu
     """Pair two models' measurements, and compare them task by task and over all.
 
     A group that lm-eval scores as one over all its documents (mmlu) is one comparison, with the documents of
-    all its tasks; the tasks of another group are compared each.
+    all its tasks; the tasks of another group are compared each. What earlier versions held out is compared set by
+    set, and counts as one.
 
     Args:
         requested: the tasks that both models were asked.
@@ -91,7 +96,8 @@ def compare(requested: Sequence[RequestedTask], base: Measurements, tuned: Measu
     Raises:
         EvaluationError: if the two models were not asked the same, or a score cannot be compared.
     """
-    return join([paired.compare(seed=seed) for one in requested for paired in pair(one, base, tuned)])
+    paired = [task for one in requested for task in pair(one, base, tuned)]
+    return join([task.compare(seed=seed) for task in paired], pool_earlier_holdouts(paired, seed=seed))
 
 
 def pair(one: RequestedTask, base: Measurements, tuned: Measurements) -> Iterator[PairedTask]:
@@ -119,6 +125,7 @@ def pair(one: RequestedTask, base: Measurements, tuned: Measurements) -> Iterato
             base=before.value,
             tuned=after.value,
             num_documents=len(before.documents),
+            is_earlier_holdout=one.is_earlier_holdout,
         )
 
 
@@ -207,11 +214,7 @@ def _pooled(one: RequestedTask, base: Measurements, by_leaf: Mapping[str, Paired
     metrics = {base[leaf].metric for leaf in one.leaves}
     if len(by_leaf) == 1 or len(parts) != len(by_leaf) or len(metrics) != 1 or not one.pools(metrics.pop()):
         return None
-    return PairedScores(
-        base=np.concatenate([part.base for part in parts]),
-        tuned=np.concatenate([part.tuned for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-    )
+    return union_of(parts)
 
 
 def _label(

@@ -70,6 +70,11 @@ class RequestedTask:
         return tuple({task.task_name: task for task in every}.values())
 
     @property
+    def is_earlier_holdout(self) -> bool:
+        """Whether these are rows that an earlier version held out; the run's own are what is to be learnt."""
+        return self.kind == "retention" and isinstance(self.item, HoldoutTask)
+
+    @property
     def leaves(self) -> tuple[str, ...]:
         """Names of the tasks that are evaluated."""
         return tuple(task.task_name for task in self.tasks)

@@ -213,6 +213,12 @@ def test_rows_that_a_version_held_out_are_a_task_of_later_runs_that_its_model_is
     assert (own.kind, best.comparison.kind, best.compared_with) == ("target", "retention", ("v0001", "v0002"))
     assert baseline.scores["holdout_v0001"] == own.tuned
     assert "base: task holdout_v0001 (2 of 2) is known" in messages.lines
+    # Twelve rows: shown, and in no mean.
+    assert [(pool.tasks, pool.comparison.n, pool.counts) for pool in (*second.pools, *second.best_pools)] == [
+        (("holdout_v0001",), 12, False)
+    ] * 2
+    assert "too few to count, which takes 60." in " ".join(second.reasons)
+    assert first.pools == ()
 
 
 def test_no_model_of_a_chain_is_asked_twice(chain: Chain) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from osft.errors import EvaluationError
 from osft.evaluation.cumulative import BestComparison
-from osft.evaluation.forgetting import SecondaryMetric, TaskComparison, has_bound
+from osft.evaluation.forgetting import Pool, SecondaryMetric, TaskComparison, has_bound
 from osft.workspace import read_json, write_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ class ForgettingReport:
     base: str
     tuned: str
     tasks: tuple[TaskComparison, ...]
+
+    pools: tuple[Pool, ...] = ()
+    """What earlier versions held out: those of :attr:`tasks` that count as one, if they have documents enough."""
 
     forgetting: float
     """Mean over the retention tasks of the share of the score that was lost; 0 is none."""
@@ -54,11 +57,15 @@ class ForgettingReport:
     best_tasks: tuple[BestComparison, ...] = ()
     """Each retention task against the version that answered it best."""
 
+    best_pools: tuple[Pool, ...] = ()
+    """Those of :attr:`best_tasks` that count as one."""
+
     origin_forgetting: float | None = None
     origin_forgetting_upper: float | None = None
-    """The same against the origin, over :attr:`origin_tasks`."""
+    """The same against the origin, over :attr:`origin_tasks` and :attr:`origin_pools`."""
 
     origin_tasks: tuple[TaskComparison, ...] = ()
+    origin_pools: tuple[Pool, ...] = ()
     left_out_references: tuple[str, ...] = ()
     """A sentence for each task of an earlier version that was asked otherwise, and is not compared."""
 
@@ -81,7 +88,7 @@ class ForgettingReport:
     @property
     def has_bound(self) -> bool:
         """Whether :attr:`forgetting_upper` means something: see :func:`osft.evaluation.forgetting.has_bound`."""
-        return has_bound(self.tasks)
+        return has_bound(self.tasks, self.pools)
 
     def save(self, path: Path) -> None:
         """Write the report as JSON, atomically."""
@@ -98,6 +105,8 @@ class ForgettingReport:
             content = read_json(Path(path))
             for name in ("tasks", "origin_tasks"):
                 content[name] = tuple(_task(fields) for fields in content.get(name, ()))
+            for name in ("pools", "best_pools", "origin_pools"):
+                content[name] = tuple(_pool(fields) for fields in content.get(name, ()))
             content["best_tasks"] = tuple(_best(fields) for fields in content.get("best_tasks", ()))
             for name in ("reasons", "unbounded_tasks", "too_few_documents", "left_out_references"):
                 content[name] = tuple(content.get(name, ()))
@@ -109,6 +118,10 @@ class ForgettingReport:
 def _task(fields: dict[str, Any]) -> TaskComparison:
     secondary = tuple(SecondaryMetric(**one) for one in fields.pop("secondary"))
     return TaskComparison(**fields, secondary=secondary)
+
+
+def _pool(fields: dict[str, Any]) -> Pool:
+    return Pool(tasks=tuple(fields["tasks"]), comparison=_task(fields["comparison"]))
 
 
 def _best(fields: dict[str, Any]) -> BestComparison:

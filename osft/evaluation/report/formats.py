@@ -6,7 +6,7 @@ Shares of a score are written by :mod:`osft.evaluation.report.points`. Names com
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from osft.evaluation.forgetting import TaskComparison
+from osft.evaluation.forgetting import Pool, TaskComparison
 from osft.evaluation.gate import ROUND_OFF
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.points import MINUS, NO_POINTS, format_bound, format_ceiling, format_points
@@ -157,6 +157,17 @@ def missing_interval(task: TaskComparison) -> str | None:
 def floor_note(task: TaskComparison) -> str | None:
     """Return why a task can show no forgetting, None if it can."""
     return "the base answers nothing right: nothing can be lost here" if task.has_nothing_to_lose else None
+
+
+def pool_notes(pools: Sequence[Pool]) -> dict[str, str]:
+    """Return what is said beside each pool and each task within one, by name: what counts, and what is only shown."""
+    notes: dict[str, str] = {}
+    for pool in pools:
+        name, number = pool.comparison.task, len(pool.tasks)
+        notes |= dict.fromkeys(pool.tasks, f"counts in {name}" if pool.counts else f"shown in {name}")
+        sets = f"{number} held-out set{'' if number == 1 else 's'}"
+        notes[name] = f"{sets}, as one task" if pool.counts else f"{sets}, too few documents to count"
+    return notes
 
 
 def name_some(names: Sequence[str]) -> str:

@@ -21,10 +21,11 @@ from osft.evaluation.report.formats import (
     in_order,
     missing_interval,
     name_some,
+    pool_notes,
     verdict_sentence,
 )
 from osft.evaluation.report.points import format_bound, format_points
-from osft.evaluation.report.task_rows import grouped_tasks, sorted_best
+from osft.evaluation.report.task_rows import BEST_OF_EACH, grouped_tasks, sorted_best
 from osft.pages import format_count
 from osft.workspace import atomic_file
 
@@ -53,7 +54,12 @@ def write_markdown(report: ForgettingReport, path: Path) -> None:
         report=report,
         verdict=verdict_sentence(report),
         groups=grouped_tasks(report),
-        best_tasks=sorted_best(report),
+        best_tasks=[
+            *((best.comparison, best.version) for best in sorted_best(report)),
+            *((pool.comparison, BEST_OF_EACH) for pool in report.best_pools),
+        ],
+        notes=pool_notes(report.pools),
+        best_notes=pool_notes(report.best_pools),
         unbounded=name_some(report.unbounded_tasks),
         score=format_score,
         change=format_change,

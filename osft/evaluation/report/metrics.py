@@ -18,10 +18,10 @@ def flat_metrics(report: ForgettingReport) -> dict[str, float]:
 
     ``forgetting``, ``forgetting_upper``, ``target_gain``, ``passed`` (1.0 or 0.0), ``backward_transfer``,
     ``average_accuracy`` (of the tuned model), ``retention.<task>.base``, ``.tuned`` and ``.delta``, the same for
-    ``target.<task>``; where the base has ancestors, ``cumulative_forgetting``, ``cumulative_forgetting_upper``,
-    ``origin_forgetting`` and ``retention.<task>.best`` (the best version's score); ``probe.kl``,
-    ``probe.perplexity_base``, ``probe.perplexity_tuned``; of the training ``unfreeze_rank_ratio``, ``learning_rate``
-    and ``num_epochs``. All are finite.
+    ``target.<task>`` and ``pool.<pool>``; where the base has ancestors, ``cumulative_forgetting``,
+    ``cumulative_forgetting_upper``, ``origin_forgetting``, ``retention.<task>.best`` (the best version's score) and
+    ``pool.<pool>.best``; ``probe.kl``, ``probe.perplexity_base``, ``probe.perplexity_tuned``; of the training
+    ``unfreeze_rank_ratio``, ``learning_rate`` and ``num_epochs``. All are finite.
     """
     numbers: dict[str, object] = {
         "forgetting": report.forgetting,
@@ -34,11 +34,14 @@ def flat_metrics(report: ForgettingReport) -> dict[str, float]:
         "backward_transfer": report.backward_transfer,
         "average_accuracy": report.average_accuracy_tuned,
     }
-    for task in report.tasks:
+    shown = [(task.kind, task) for task in report.tasks] + [("pool", pool.comparison) for pool in report.pools]
+    for kind, task in shown:
         for name in ("base", "tuned", "delta"):
-            numbers[f"{task.kind}.{task.task}.{name}"] = getattr(task, name)
+            numbers[f"{kind}.{task.task}.{name}"] = getattr(task, name)
     for best in report.best_tasks:
         numbers[f"retention.{best.comparison.task}.best"] = best.comparison.base
+    for pool in report.best_pools:
+        numbers[f"pool.{pool.comparison.task}.best"] = pool.comparison.base
     if report.probe is not None:
         numbers |= {
             "probe.kl": report.probe.kl,

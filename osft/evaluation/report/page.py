@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import PackageLoader
 
+from osft.evaluation.forgetting import counted_tasks
 from osft.evaluation.pairing import DocumentPair
 from osft.evaluation.report.flipped import became_better, became_worse, unscored_tasks
 from osft.evaluation.report.forgetting_report import ForgettingReport
@@ -105,7 +106,7 @@ def _chain(report: ForgettingReport) -> dict[str, Any] | None:
         "gauge": _gauge(value, upper if report.has_bound else value, limit),
         "origin": None if since_origin is None else format_points(since_origin),
         "origin_bound": format_bound(origin_upper) if origin_upper is not None and report.has_bound else "no bound",
-        "origin_tasks": len(report.origin_tasks),
+        "origin_tasks": len(counted_tasks(report.origin_tasks, report.origin_pools)),
         "table": best_rows(report),
         "left_out": report.left_out_references,
     }

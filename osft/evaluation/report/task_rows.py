@@ -19,8 +19,12 @@ from osft.evaluation.report.formats import (
     format_number,
     format_score,
     missing_interval,
+    pool_notes,
 )
 from osft.evaluation.report.points import format_points
+
+BEST_OF_EACH = "of each set"
+"""Whose score the best of a pool is."""
 
 TITLES = (("retention", "To be kept"), ("target", "To be learnt"))
 MIN_SCALE = 0.01
@@ -36,22 +40,24 @@ HALF_WIDTH_PERCENT = 46.0
 def grouped_tasks(report: ForgettingReport) -> list[tuple[str, list[TaskComparison]]]:
     """Return what was to be kept, then what was to be learnt, each with its title.
 
-    Worst first; tasks without an interval come last, since a large change of one document says least of all.
+    Worst first; tasks without an interval come last, since a large change of one document says least of all. What
+    several of the tasks are together stands below them.
     """
     groups = []
     for kind, title in TITLES:
         tasks = sorted((task for task in report.tasks if task.kind == kind), key=_place_in_table)
         if tasks:
-            groups.append((title, tasks))
+            groups.append((title, tasks + [pool.comparison for pool in report.pools if pool.comparison.kind == kind]))
     return groups
 
 
 def table_groups(report: ForgettingReport) -> list[dict[str, Any]]:
     """Return the table's rows by group, each group on a scale of its own."""
-    groups = []
+    groups, notes = [], pool_notes(report.pools)
     for title, tasks in grouped_tasks(report):
         scale = _scale(tasks)
-        groups.append({"title": title, "axis": _axis(scale), "rows": [_row(task, scale) for task in tasks]})
+        rows = [_row(task, scale, notes) for task in tasks]
+        groups.append({"title": title, "axis": _axis(scale), "rows": rows})
     return groups
 
 
@@ -65,8 +71,10 @@ def best_rows(report: ForgettingReport) -> dict[str, Any] | None:
     best = sorted_best(report)
     if not best:
         return None
-    scale = _scale([task.comparison for task in best])
-    rows = [_row(task.comparison, scale) | {"best": task.version} for task in best]
+    pools, notes = [pool.comparison for pool in report.best_pools], pool_notes(report.best_pools)
+    scale = _scale([*(task.comparison for task in best), *pools])
+    rows = [_row(task.comparison, scale, notes) | {"best": task.version} for task in best]
+    rows += [_row(pool, scale, notes) | {"best": BEST_OF_EACH} for pool in pools]
     return {"title": TITLES[0][1], "axis": _axis(scale), "rows": rows}
 
 
@@ -86,11 +94,12 @@ def _place_in_table(task: TaskComparison) -> tuple[bool, float]:
     return missing_interval(task) is not None, task.change_share
 
 
-def _row(task: TaskComparison, scale: float) -> dict[str, Any]:
+def _row(task: TaskComparison, scale: float, notes: Mapping[str, str]) -> dict[str, Any]:
     return {
         "best": None,
         "task": task.task,
         "metric": task.metric,
+        "note": notes.get(task.task),
         "lower_is_better": not task.higher_is_better,
         "secondary": [
             f"{one.metric} {format_number(one.base)} \N{RIGHTWARDS ARROW} {format_number(one.tuned)}"

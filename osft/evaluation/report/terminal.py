@@ -42,11 +42,13 @@ def render_table(report: ForgettingReport) -> Table:
             table.add_row(title, style="dim")
         for task in tasks:
             table.add_row(*_cells(task))
+        for pool in (pool for pool in report.pools if kind == pool.comparison.kind):
+            table.add_row(*_cells(pool.comparison, remark="pool" if pool.counts else "not counted"))
         table.add_section()
     if older := [best for best in report.best_tasks if not best.is_of_base]:
         table.add_row("against the best before", style="dim")
         for best in older:
-            table.add_row(*_cells(best.comparison, version=best.version))
+            table.add_row(*_cells(best.comparison, remark=best.version))
         table.add_section()
     if report.probe:
         before, after = format_number(report.probe.base_perplexity), format_number(report.probe.tuned_perplexity)
@@ -99,9 +101,9 @@ def _share_cells(name: str, share: float, *, signed: bool = False) -> tuple[str,
     return name, "", "", points.replace("more than ", ">").replace("less than ", "<")
 
 
-def _cells(task: TaskComparison, *, version: str = "") -> tuple[Text, ...]:
+def _cells(task: TaskComparison, *, remark: str = "") -> tuple[Text, ...]:
     cells = (
-        f"  {task.task}{f' ({version})' if version else ''}",
+        f"  {task.task}{f' ({remark})' if remark else ''}",
         format_score(task, task.base),
         format_score(task, task.tuned),
         f"{MARK if task.is_significant else ''}{format_change(task, task.delta)}",

@@ -1,12 +1,13 @@
 """Reports to draw, made of plain numbers: what they say need not be true, only varied."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from osft.evaluation.cumulative import BestComparison
-from osft.evaluation.forgetting import SecondaryMetric, TaskComparison
+from osft.evaluation.forgetting import Pool, SecondaryMetric, TaskComparison
 from osft.evaluation.pairing import DocumentPair
 from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
@@ -107,6 +108,31 @@ def chain_fields(make_task: Callable[..., TaskComparison]) -> dict[str, Any]:
         "origin_tasks": (lost,),
         "left_out_references": ("prose is not compared with v0001: prose had 4 documents then, and has 5 now.",),
         "settings": {"max_forgetting": 0.05, "max_cumulative_forgetting": 0.1, "min_target_gain": 0.0},
+    }
+
+
+@pytest.fixture(scope="session")
+def pool_fields(make_task: Callable[..., TaskComparison], chain_fields: dict[str, Any]) -> dict[str, Any]:
+    """What a report has where earlier versions held out rows: enough accuracies, and too few perplexities."""
+    names = ("holdout_v0001", "holdout_v0002")
+    sets = [make_task(task=name, base=0.96, tuned=0.96, delta=0.0, n=50, lost=1, gained=1) for name in names]
+    together = make_task(task="earlier_holdouts_acc", base=0.96, tuned=0.96, delta=0.0, p_adjusted=None, n=100)
+    prose = PROSE | {"task": "holdout_v0003"}
+    few = make_task(**PROSE | {"task": "earlier_holdouts_perplexity"})
+    pools = (Pool(tasks=names, comparison=together), Pool(tasks=("holdout_v0003",), comparison=few))
+    lost = replace(together, base=0.98, delta=-0.02, lost=2)
+    best = [
+        BestComparison(version="v0002", compared_with=("v0001", "v0002"), comparison=task)
+        for task in (make_task(), *sets)
+    ]
+    return chain_fields | {
+        "tasks": (make_task(), *sets, make_task(**prose), make_task(**ELEMENTS)),
+        "unbounded_tasks": (),
+        "pools": pools,
+        "best_tasks": tuple(best),
+        "best_pools": (Pool(tasks=names, comparison=lost),),
+        "origin_tasks": (make_task(), *sets),
+        "origin_pools": (Pool(tasks=names, comparison=lost),),
     }
 
 

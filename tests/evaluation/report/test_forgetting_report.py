@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,23 @@ def test_report_of_too_few_documents_reads_back_as_it_was_written(make_report: M
     report.save(tmp_path / "forgetting.json")
 
     assert ForgettingReport.load(tmp_path / "forgetting.json") == report
+
+
+def test_report_with_pools_reads_back_as_it_was_written(
+    make_report: MakeReport, pool_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    report = make_report(**pool_fields)
+
+    report.save(tmp_path / "forgetting.json")
+
+    assert ForgettingReport.load(tmp_path / "forgetting.json") == report
+
+
+def test_bound_asks_nothing_of_sets_that_do_not_count(make_report: MakeReport, pool_fields: dict[str, Any]) -> None:
+    report = make_report(**pool_fields)
+
+    assert report.has_bound
+    assert all(task.loss_upper is None for task in report.tasks if task.task == "holdout_v0003")
 
 
 def test_report_without_a_list_of_too_few_documents_is_read(make_report: MakeReport, tmp_path: Path) -> None:

@@ -128,6 +128,20 @@ def test_summary_of_a_chain_names_the_best_version_of_each_task(
     assert "prose is not compared with v0001: prose had 4 documents then" in summary.replace("\\", "")
 
 
+def test_summary_shows_each_earlier_set_and_what_they_count_as(
+    make_report: MakeReport, pool_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    summary = written(make_report(**pool_fields), tmp_path).replace("\\", "")
+
+    for expected in (
+        "| holdout_v0002 (acc): counts in earlier_holdouts_acc | 96.0% |",
+        "| earlier_holdouts_acc (acc): 2 held-out sets, as one task | 96.0% |",
+        "(perplexity, lower is better): 1 held-out set, too few documents to count |",
+        f"| earlier_holdouts_acc: 2 held-out sets, as one task | of each set | 98.0% | 96.0% | {MINUS}2.0 |",
+    ):
+        assert expected in summary
+
+
 def test_summary_without_a_chain_names_no_versions(make_report: MakeReport, tmp_path: Path) -> None:
     assert "best version" not in written(make_report(), tmp_path)
 

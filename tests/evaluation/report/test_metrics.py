@@ -61,6 +61,18 @@ def test_every_metric_is_a_finite_float(make_report: MakeReport) -> None:
     assert not {"learning_rate", "num_epochs", "unfreeze_rank_ratio"} & set(numbers)
 
 
+def test_metrics_have_each_earlier_set_and_their_pool(make_report: MakeReport, pool_fields: dict[str, Any]) -> None:
+    numbers = flat_metrics(make_report(**pool_fields))
+
+    assert {name: value for name, value in numbers.items() if name.startswith("pool.earlier_holdouts_acc")} == {
+        "pool.earlier_holdouts_acc.base": 0.96,
+        "pool.earlier_holdouts_acc.tuned": 0.96,
+        "pool.earlier_holdouts_acc.delta": 0.0,
+        "pool.earlier_holdouts_acc.best": 0.98,
+    }
+    assert {"retention.holdout_v0001.tuned", "retention.holdout_v0003.tuned"} <= numbers.keys()
+
+
 def test_metrics_of_a_chain_have_what_was_lost_since_the_best(
     make_report: MakeReport, chain_fields: dict[str, Any]
 ) -> None:

@@ -77,6 +77,22 @@ def test_page_of_a_chain_shows_each_tasks_best_version_and_what_was_lost_since(
         assert expected in text
 
 
+def test_page_shows_each_earlier_set_and_what_they_count_as(
+    make_report: MakeReport, pool_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    text = seen(written(make_report(**pool_fields), tmp_path))
+
+    for expected in (
+        "holdout_v0001 acc counts in earlier_holdouts_acc 96.0% 96.0% 0.0",
+        "earlier_holdouts_acc acc 2 held-out sets, as one task 96.0% 96.0% 0.0",
+        "holdout_v0003 perplexity, lower is better shown in earlier_holdouts_perplexity",
+        "earlier_holdouts_perplexity perplexity, lower is better 1 held-out set, too few documents to count",
+        f"earlier_holdouts_acc acc 2 held-out sets, as one task 98.0% of each set 96.0% {MINUS}2.0",
+        "in the 2 tasks that it was asked",
+    ):
+        assert expected in text
+
+
 def test_page_without_a_chain_names_no_versions(make_report: MakeReport, tmp_path: Path) -> None:
     assert "est version" not in seen(written(make_report(), tmp_path))
 

@@ -113,6 +113,14 @@ def test_table_of_a_chain_shows_what_was_better_before(make_report: MakeReport, 
     assert lines[total + 1 : total + 3] == ["at most (95% confidence) 8.8", "since the origin 8.0"]
 
 
+def test_table_shows_what_earlier_sets_are_together(make_report: MakeReport, pool_fields: dict[str, Any]) -> None:
+    lines = drawn_lines(make_report(**pool_fields))
+
+    assert "holdout_v0001 96.0% 96.0% 0.0 -7.2 to +1.3 50" in lines
+    assert "earlier_holdouts_acc (pool) 96.0% 96.0% 0.0 -7.2 to +1.3 100" in lines
+    assert any(line.startswith("earlier_holdouts_perplexity (not counted)") for line in lines)
+
+
 def test_table_of_a_chain_is_whole_in_80_columns(make_report: MakeReport, chain_fields: dict[str, Any]) -> None:
     report = make_report(**chain_fields)
 
