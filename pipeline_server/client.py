@@ -34,7 +34,7 @@ class PipelineServer(Client):
             warnings.simplefilter("ignore", FutureWarning)
             super().__init__(host=connection.host, existing_token=connection.token)
         is_multi_user = bool(self.get_kfp_healthz().multi_user)
-        # A server of one project is asked for none, whatever an earlier client wrote down.
+        # A server of one project is asked for none.
         self.set_user_namespace((connection.project or self.get_user_namespace()) if is_multi_user else "")
         if is_multi_user and not self.namespace:
             raise ConfigError(f"{connection.host} serves several projects. Choose one with oc project.")
@@ -48,6 +48,10 @@ class PipelineServer(Client):
     def set_user_namespace(self, namespace: str) -> None:
         """Use ``namespace``, in this process only: kfp would write it down for every later client of this user."""
         self._context_setting["namespace"] = namespace
+
+    def _load_context_setting_or_default(self) -> None:
+        """Start without settings: kfp would read a file that other clients of this user share, cookies included."""
+        self._context_setting = {"namespace": ""}
 
     @property
     def namespace(self) -> str | None:

@@ -1,15 +1,18 @@
 """The OpenShift cluster that one is logged in to: token, authorities, project, and where its pipeline server is.
 
-In a pod its service account is used, elsewhere the current context of the kubeconfig, as ``oc login`` writes it. The
-server's route and the dashboard's address are looked up with it, so that nobody has to find and copy them.
+That is the current context of the kubeconfig, as ``oc login`` writes it, in a pod too; a pod in which nobody logged in
+has its service account. The server's route and the dashboard's address are looked up with the login, so that nobody has
+to find and copy them.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.incluster_config import InClusterConfigLoader
@@ -27,6 +30,11 @@ API_ROUTE = "ds-pipeline-"
 OTHER_ROUTES = ("ds-pipeline-ui-", "ds-pipeline-md-", "ds-pipeline-metadata-")
 # Under this name the operators of RHOAI and of Open Data Hub put the dashboard into the console's menu.
 DASHBOARD_LINK = "rhodslink"
+TOKEN_CHARACTERS = re.compile(r"[!-~]+")
+# The loader checks little of a kubeconfig: this is what else it raises on one that is broken.
+BROKEN = (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError)
+# What its messages say after the name of the file; an entry they name by all that is in it, a token included.
+ENTRY = r"/(?!(clusters|contexts|users)( list|$)).*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +55,9 @@ class Cluster:
 
     @classmethod
     def find(cls, environment: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> Self | None:
-        """Return the login of the kubeconfig or of this pod; ``None`` if there is neither.
+        """Return the login of the kubeconfig, else that of this pod; ``None`` if there is neither.
+
+        Whoever names a kubeconfig in ``KUBECONFIG`` wants no other login, even if the file is not there.
 
         Raises:
             ConfigError: if there is one, but it cannot be used.
@@ -56,18 +66,18 @@ class Cluster:
         # Nobody looks longer than this for what a variable can say.
         configuration.retries = 2
         try:
-            if "KUBECONFIG" not in environment and (service_account / "token").is_file():
-                project = _load_service_account(environment, service_account, configuration)
-                authorities = [service_account / "ca.crt", service_account / "service-ca.crt"]
-            elif file := _kubeconfig_of(environment):
+            if file := _kubeconfig_of(environment):
                 project = _load_kubeconfig(file, configuration)
                 authorities = [Path(configuration.ssl_ca_cert)] if configuration.ssl_ca_cert else []
+            elif "KUBECONFIG" not in environment and (service_account / "token").is_file():
+                project = _load_service_account(environment, service_account, configuration)
+                authorities = [service_account / "ca.crt", service_account / "service-ca.crt"]
             else:
                 return None
         except (config.ConfigException, OSError) as error:
             raise ConfigError(f"the login to the cluster cannot be used: {one_line(error)}. Run oc login.") from error
         return cls(
-            token=(configuration.api_key.get("authorization") or "").partition(" ")[2].strip() or None,
+            token=check_token((configuration.api_key.get("authorization") or "").partition(" ")[2], "of the login"),
             authority_files=tuple(file for file in authorities if file.is_file()),
             project=project,
             configuration=configuration,
@@ -120,6 +130,18 @@ class Cluster:
         )
 
 
+def check_token(token: str, place: str) -> str | None:
+    """Return ``token`` without what surrounds it; ``None`` if it is empty.
+
+    Raises:
+        ConfigError: if it has characters that no token has, which the error of a request would print.
+    """
+    token = token.strip()
+    if token and not TOKEN_CHARACTERS.fullmatch(token):
+        raise ConfigError(f"the token {place} has spaces, line breaks or letters that no token has. Give it anew.")
+    return token or None
+
+
 def _kubeconfig_of(environment: Mapping[str, str]) -> str | None:
     """Return the kubeconfig's file, or files separated by colons, if one of them exists."""
     files = environment.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
@@ -127,10 +149,23 @@ def _kubeconfig_of(environment: Mapping[str, str]) -> str | None:
 
 
 def _load_kubeconfig(file: str, configuration: client.Configuration) -> str:
-    """Fill in ``configuration``, and return the project."""
-    config.load_kube_config(config_file=file, client_configuration=configuration, persist_config=False)
-    _, active = config.list_kube_config_contexts(config_file=file)
-    return str(active["context"].get("namespace", "default"))
+    """Fill in ``configuration``, and return the project.
+
+    Raises:
+        ConfigError: if the file is no kubeconfig, or lacks a part.
+    """
+    try:
+        config.load_kube_config(config_file=file, client_configuration=configuration, persist_config=False)
+        _, active = config.list_kube_config_contexts(config_file=file)
+        return str(active["context"].get("namespace") or "default")
+    except (config.ConfigException, *BROKEN) as error:
+        files = "|".join(re.escape(name) for name in file.split(":") if name)
+        said = one_line(RuntimeError(re.sub(f"({files}){ENTRY}", r"\1", str(error), flags=re.DOTALL)))
+        # Not chained: the loader's own words may quote a token.
+        raise ConfigError(
+            f"the login to the cluster cannot be used: {file} is broken ({said}). Mend it, or move it away, and run oc "
+            "login."
+        ) from None
 
 
 def _load_service_account(environment: Mapping[str, str], folder: Path, configuration: client.Configuration) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from osft.errors import ConfigError
-from pipeline_server.cluster import SERVICE_ACCOUNT, Cluster
+from pipeline_server.cluster import SERVICE_ACCOUNT, Cluster, check_token
 
 ENDPOINT = "KF_PIPELINES_ENDPOINT"
 TOKEN = "KF_PIPELINES_TOKEN"  # noqa: S105 its name
@@ -98,11 +98,11 @@ def _normalise(host: str) -> str:
 
 
 def _find_token(environment: Mapping[str, str], cluster: Cluster | None) -> str | None:
-    if token := environment.get(TOKEN, "").strip():
+    if token := check_token(environment.get(TOKEN, ""), f"in {TOKEN}"):
         return token
     if file := environment.get(TOKEN_FILE):
         try:
-            return Path(file).read_text().strip()
+            return check_token(Path(file).read_text(errors="replace"), f"in {file}")
         except OSError as error:
             raise ConfigError(f"{TOKEN_FILE}: {file} cannot be read ({error.strerror}).") from error
     return cluster.token if cluster else None

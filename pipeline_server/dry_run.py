@@ -1,7 +1,7 @@
 """A dry run: the same client and the same calls, over a transport that writes requests down and sends none.
 
 It answers as a server that holds nothing yet, so everything would be created. What is written has no headers, and so
-no token.
+no token, and no query of a link to the web, which may be a secret.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ import orjson
 from kfp_server_api import Configuration
 from kfp_server_api.rest import RESTClientObject, RESTResponse
 from urllib3 import HTTPResponse
+
+from osft.data.download.links import public_uri
 
 # What is created by a POST to a path that ends so, and the field that names it from then on.
 CREATED = {
@@ -49,7 +51,7 @@ class DryRun(RESTClientObject):
         for _, (file, content, _) in post_params or []:
             line += f" {Path(file).name} ({len(content)} bytes)"
         if body:
-            line += f" {orjson.dumps(body).decode()}"
+            line += f" {orjson.dumps(_public(body)).decode()}"
         self._write(line)
         answer = {**(body or {}), **dict(query)}
         for path, field in CREATED.items():
@@ -59,3 +61,12 @@ class DryRun(RESTClientObject):
             answer["pipeline_id"] = answer["pipelineid"]
         content = orjson.dumps(answer if method == "POST" else {})
         return RESTResponse(HTTPResponse(content, status=200, headers={"Content-Type": "application/json"}))
+
+
+def _public(part: Any) -> Any:
+    """Return a part of a body as it may be printed."""
+    if isinstance(part, dict):
+        return {name: _public(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_public(value) for value in part]
+    return public_uri(part) if isinstance(part, str) else part

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from osft.data.download.links import public_uri
 from pipeline_server.client import PipelineServer, silence
 from pipeline_server.errors import CONFLICT, PipelineServerError
 from pipeline_server.upload import PipelineVersion
@@ -13,7 +14,7 @@ PART_LENGTH = 48
 
 
 def describe(arguments: Mapping[str, Any]) -> str:
-    """Return which model learns what, and how much of it may move.
+    """Return which model learns what, and how much of it may move; nothing secret of a link.
 
     Args:
         arguments: the pipeline's parameters, defaults included; those that it does not have are left out.
@@ -64,5 +65,6 @@ def start_run(
 
 def _last_part(address: str) -> str:
     """Return what an address ends with: a file, a model, a data set."""
+    address = public_uri(address)
     last = address.rstrip("/").rpartition("/")[2] or address
     return last if len(last) <= PART_LENGTH else f"{last[: PART_LENGTH - 1]}…"

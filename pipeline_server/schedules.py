@@ -1,9 +1,12 @@
-"""Schedules, which the API calls recurring runs: one of a name is in force, with the content that was asked for last.
+"""Schedules, which the API calls recurring runs: of those of a name, the one that was made last is in force.
 
-The API can neither change a recurring run nor keep its name unique. So one with new content is created and then the one
-that it replaces disabled, in this order: between the two both are in force, which at worst starts a run twice, and the
-promotion lets only one of two win; the other order could leave none. What is replaced is not deleted, since the cluster
-would delete its runs with it, one that is training included.
+Of a name means: of one pipeline, in one experiment; what others of a project call the same is left alone.
+
+The API can neither change a recurring run nor keep its name unique, nor does it lock. So new content is made anew, then
+the list is read again and all but the newest are disabled. In between both are in force, which at worst starts a run
+twice, and the promotion lets only one of two win; the other order could leave none. Of two who do so at the same time
+the one who reads last sees both, and both choose the same. For that nothing is enabled again: it would not be the
+newest. What is replaced is not deleted, since the cluster would delete its runs with it, one that is training included.
 """
 
 from collections.abc import Mapping
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline_server.client import PipelineServer, is_named, list_all
+from pipeline_server.errors import PipelineServerError
 from pipeline_server.upload import PipelineVersion
 
 ENABLED = "ENABLED"
@@ -35,8 +39,10 @@ class ScheduleChange:
     """What became of a schedule."""
 
     recurring_run_id: str
-    change: str
-    """``created``, ``enabled``, or ``unchanged``."""
+    """The one in force."""
+
+    is_new: bool
+    """Whether this call made it."""
 
     disabled: tuple[str, ...]
     """The recurring runs that it replaced."""
@@ -48,35 +54,43 @@ def put_schedule(server: PipelineServer, schedule: Schedule) -> ScheduleChange:
     One run at a time, and none for the times that were missed.
 
     Raises:
-        PipelineServerError: if the server refuses, or cannot be reached.
+        PipelineServerError: if the server refuses, or cannot be reached, or somebody else put another into force at the
+            same time.
     """
-    there = list(
-        list_all(
-            server.list_recurring_runs,
-            "recurring_runs",
-            filter=is_named(schedule.name),
-            namespace=server.namespace,
-            sort_by="created_at desc",
-        )
-    )
-    same = sorted((one for one in there if _has_content(one, schedule)), key=lambda one: one.status != ENABLED)
-    if not same:
-        change, recurring_run_id = "created", _create(server, schedule)
-    elif same[0].status == ENABLED:
-        change, recurring_run_id = "unchanged", same[0].recurring_run_id
-    else:
-        change, recurring_run_id = "enabled", same[0].recurring_run_id
-        server.enable_recurring_run(recurring_run_id)
-    replaced = [
-        one.recurring_run_id for one in there if one.status == ENABLED and one.recurring_run_id != recurring_run_id
-    ]
+    there = _list_enabled(server, schedule)
+    created_id = None
+    if not there or not _has_content(there[0], schedule):
+        created = _create(server, schedule)
+        created_id = created.recurring_run_id
+        # The list of a dry run stays empty.
+        there = _list_enabled(server, schedule) or [created]
+    newest, *replaced = there
     for one in replaced:
-        server.disable_recurring_run(one)
-    return ScheduleChange(recurring_run_id=recurring_run_id, change=change, disabled=tuple(replaced))
+        server.disable_recurring_run(one.recurring_run_id)
+    if not _has_content(newest, schedule):
+        raise PipelineServerError(
+            f"schedule '{schedule.name}': another was put into force at the same time, and stays in force "
+            f"({newest.recurring_run_id}). Try again to replace it."
+        )
+    return ScheduleChange(
+        recurring_run_id=newest.recurring_run_id,
+        is_new=newest.recurring_run_id == created_id,
+        disabled=tuple(one.recurring_run_id for one in replaced),
+    )
 
 
-def _create(server: PipelineServer, schedule: Schedule) -> str:
-    created = server.create_recurring_run(
+def _list_enabled(server: PipelineServer, schedule: Schedule) -> list[Any]:
+    """Return the recurring runs of the schedule's name, pipeline and experiment that are in force, newest first."""
+    of_name = list_all(
+        server.list_recurring_runs, "recurring_runs", filter=is_named(schedule.name), namespace=server.namespace
+    )
+    enabled = (one for one in of_name if one.status == ENABLED and _is_of(one, schedule))
+    # The server counts whole seconds: within one all clients go by the id, so that they choose the same.
+    return sorted(enabled, key=lambda one: (one.created_at, one.recurring_run_id), reverse=True)
+
+
+def _create(server: PipelineServer, schedule: Schedule) -> Any:
+    return server.create_recurring_run(
         schedule.experiment_id,
         schedule.name,
         description=schedule.description,
@@ -87,19 +101,26 @@ def _create(server: PipelineServer, schedule: Schedule) -> str:
         pipeline_id=schedule.version.pipeline_id,
         version_id=schedule.version.version_id,
     )
-    return str(created.recurring_run_id)
+
+
+def _is_of(recurring_run: Any, schedule: Schedule) -> bool:
+    """Return whether a recurring run is of the schedule's pipeline, in its experiment."""
+    reference = recurring_run.pipeline_version_reference
+    return (
+        recurring_run.experiment_id == schedule.experiment_id
+        and reference is not None
+        and reference.pipeline_id == schedule.version.pipeline_id
+    )
 
 
 def _has_content(recurring_run: Any, schedule: Schedule) -> bool:
     """Return whether a recurring run does what ``schedule`` says."""
-    reference, trigger = recurring_run.pipeline_version_reference, recurring_run.trigger
+    trigger = recurring_run.trigger
     cron = trigger.cron_schedule if trigger else None
     config = recurring_run.runtime_config
     return (
-        recurring_run.experiment_id == schedule.experiment_id
-        and reference is not None
-        and (reference.pipeline_id, reference.pipeline_version_id)
-        == (schedule.version.pipeline_id, schedule.version.version_id)
+        _is_of(recurring_run, schedule)
+        and recurring_run.pipeline_version_reference.pipeline_version_id == schedule.version.version_id
         and cron is not None
         and (cron.cron, cron.start_time, cron.end_time) == (schedule.cron, None, None)
         and ((config.parameters if config else None) or {}) == dict(schedule.arguments)

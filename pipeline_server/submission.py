@@ -19,12 +19,6 @@ from pipeline_server.transport import Transport
 from pipeline_server.upload import PipelineVersion, upload_version
 from pipelines.settings import require_all, with_defaults
 
-SCHEDULE_WORDS = {
-    "created": "created",
-    "enabled": "enabled again: it was there, but disabled",
-    "unchanged": "there already, and unchanged",
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
@@ -58,11 +52,15 @@ class Submission:
             to_six_fields(self.cron)
 
     def schedule(self, experiment_id: str, version: PipelineVersion) -> Schedule:
-        """Return the schedule; its name stays when its content changes, which is how it finds the one before."""
+        """Return the schedule; its name stays when its content changes, which is how it finds the one before.
+
+        The server names the runs of a schedule by itself: the first 25 of the letters, digits and hyphens of the
+        schedule's name in lower case, a random part, and the run's number. So what differs comes first: the model.
+        """
         all_arguments = with_defaults(self.arguments, self.pipeline)
         model = all_arguments.get("promote_model_name")
         return Schedule(
-            name=self.name or " ".join(part for part in (self.pipeline.name, model) if part),
+            name=self.name or " ".join(part for part in (model, self.pipeline.name) if part),
             description=describe(all_arguments),
             cron=to_six_fields(self.cron or ""),
             experiment_id=experiment_id,
@@ -117,7 +115,7 @@ def submit(server: PipelineServer, submission: Submission, now: datetime) -> Ite
 
 def _tell(schedule: Schedule, change: ScheduleChange, links: Links) -> Iterator[str]:
     """Yield what became of a schedule."""
-    done = SCHEDULE_WORDS[change.change]
+    done = "created" if change.is_new else "there already, and unchanged"
     yield f"schedule '{schedule.name}' ({schedule.cron}): {done}: {links.schedule(change.recurring_run_id)}"
     for replaced in change.disabled:
         yield f"schedule '{schedule.name}': the one before is disabled, its runs go on: {links.schedule(replaced)}"

@@ -35,7 +35,7 @@ def parse_settings(settings: Sequence[str], pipeline: BaseComponent) -> dict[str
             raise ConfigError(f"--set '{setting}' has no value. Give name=value.")
         if name not in declared:
             near = difflib.get_close_matches(name, declared, n=3) or sorted(declared)
-            raise ConfigError(f"--set '{setting}': there is no parameter {name}. Did you mean {', '.join(near)}?")
+            raise ConfigError(f"--set '{name}': there is no parameter of this name. Did you mean {', '.join(near)}?")
         kind = ParameterType.ParameterTypeEnum.Name(declared[name].parameter_type)
         parsed[name] = _parse_value(name, text, kind)
     return parsed

@@ -28,20 +28,22 @@ def kfp(tmp_path: Path) -> Iterator[KfpServer]:
 
 
 def call(tmp_path: Path, *arguments: str) -> Result:
-    """Call the command, with no login to be found."""
+    """Call the command, with no login but what a test writes to the file ``kubeconfig``."""
     app = typer.Typer()
     app.command()(main)
     environment = dict.fromkeys([name for name in os.environ if name.startswith("KF_PIPELINES_")])
     return CliRunner().invoke(
-        app, ["--output", str(tmp_path / "dist"), *arguments], env={**environment, "KUBECONFIG": str(tmp_path / "none")}
+        app,
+        ["--output", str(tmp_path / "dist"), *arguments],
+        env={**environment, "KUBECONFIG": str(tmp_path / "kubeconfig")},
     )
 
 
 def test_the_command_uploads_runs_and_schedules_over_tls(kfp: KfpServer, tmp_path: Path) -> None:
-    # What another client of this user left behind: the project of another server.
+    # What another client of this user left behind: not ours to read.
     context = tmp_path / ".config" / "kfp" / "context.json"
     context.parent.mkdir(parents=True)
-    context.write_text('{"namespace": "another-project"}')
+    context.write_text("[another client's]")
     environment = {
         **os.environ,
         "HOME": str(tmp_path),
@@ -69,7 +71,7 @@ def test_the_command_uploads_runs_and_schedules_over_tls(kfp: KfpServer, tmp_pat
     assert started.endswith(f"/runs/details/{run['run_id']}")
     assert scheduled.endswith(f"/recurringrun/details/{schedule['recurring_run_id']}")
     assert TOKEN not in finished.stdout
-    assert context.read_text() == '{"namespace": "another-project"}'
+    assert context.read_text() == "[another client's]"
 
 
 def test_a_dry_run_prints_every_request_and_needs_no_cluster(tmp_path: Path) -> None:
@@ -99,4 +101,14 @@ def test_what_is_missing_is_one_line_and_exit_code_1(tmp_path: Path, arguments: 
 
     assert finished.exit_code == 1
     assert finished.stderr.startswith(message)
+    assert finished.stderr.count("\n") == 1
+
+
+def test_a_broken_kubeconfig_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text("clusters: [")
+
+    finished = call(tmp_path, "--upload")
+
+    assert finished.exit_code == 1
+    assert finished.stderr.startswith(f"compile.py: the login to the cluster cannot be used: {tmp_path}/kubeconfig is ")
     assert finished.stderr.count("\n") == 1

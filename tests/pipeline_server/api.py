@@ -65,6 +65,12 @@ class Api:
     files: dict[str, bytes] = field(default_factory=dict)
     """Of each version its upload."""
 
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    """What time it is. The server itself keeps whole seconds."""
+
+    make_id: Callable[[], str] = field(default=lambda: str(uuid4()))
+    """What the next thing is known by."""
+
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def answer(self, method: str, path: str, query: Mapping[str, str], body: bytes) -> Thing:
@@ -162,7 +168,7 @@ class Api:
         return [one for one in self.things[kind] if one["display_name"] == name]
 
     def _keep(self, kind: str, thing: Thing) -> Thing:
-        made = {**thing, IDS[kind]: str(uuid4()), "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+        made = {**thing, IDS[kind]: self.make_id(), "created_at": self.clock().isoformat().replace("+00:00", "Z")}
         self.things[kind].append(made)
         return made
 

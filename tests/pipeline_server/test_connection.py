@@ -90,6 +90,23 @@ def test_a_token_file_that_is_missing_is_named(nowhere: dict[str, str], tmp_path
         find_connection(environment, tmp_path)
 
 
+@pytest.mark.parametrize("token", ["a-secret\nof two lines", "a-secret→"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(
+    nowhere: dict[str, str], write_kubeconfig: Write, tmp_path: Path, token: str
+) -> None:
+    (tmp_path / "projected").write_text(token)
+    endpoint = {"KF_PIPELINES_ENDPOINT": "https://x.example"}
+    for environment, place in (
+        ({**nowhere, **endpoint, "KF_PIPELINES_TOKEN": token}, "in KF_PIPELINES_TOKEN"),
+        ({**nowhere, **endpoint, "KF_PIPELINES_SA_TOKEN_PATH": str(tmp_path / "projected")}, "in .*/projected"),
+        ({**endpoint, **write_kubeconfig("https://api.example", user={"token": token})}, "of the login"),
+    ):
+        with pytest.raises(ConfigError, match=rf"the token {place} has spaces.*Give it anew") as caught:
+            find_connection(environment, tmp_path)
+
+        assert "a-secret" not in str(caught.value)
+
+
 def test_after_oc_login_the_server_of_the_project_is_found(
     make_kfp: Make, write_kubeconfig: Write, tmp_path: Path
 ) -> None:
@@ -185,22 +202,86 @@ def test_a_login_by_certificate_has_no_token(write_kubeconfig: Write, tmp_path: 
         find_connection(environment, tmp_path)
 
 
-def test_a_kubeconfig_without_a_context_is_said_so(tmp_path: Path) -> None:
-    (tmp_path / "kubeconfig").write_text("apiVersion: v1\nkind: Config\n")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "clusters: [",
+        "- a\n- list\n",
+        "apiVersion: v1\nkind: Config\n",
+        "just words",
+        "42",
+        "",
+        "\x00",
+        "users: 42",
+        "users: {token: a-secret}",
+        "clusters: [a-secret]\nusers: [a-secret, b]",
+        "contexts: [{name: mine}]\ncurrent-context: mine",
+        "contexts: [{name: mine, context: {user: u}}]\ncurrent-context: mine",
+        "contexts: [{name: mine, context: {user: u, cluster: c}}]\ncurrent-context: mine\nusers: [{token: a-secret}]",
+    ],
+)
+def test_a_broken_kubeconfig_is_one_line_without_what_is_in_it(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(content)
 
-    with pytest.raises(ConfigError, match="the login to the cluster cannot be used: .*Run oc login"):
-        find_connection({"KUBECONFIG": str(tmp_path / "kubeconfig")}, tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"{file} is broken \(.+\)\. Mend it, or move it away, and run oc "
+    ) as caught:
+        find_connection({"KUBECONFIG": str(file)}, tmp_path)
+
+    assert "\n" not in str(caught.value)
+    assert "a-secret" not in str(caught.value)
 
 
-def test_a_pod_uses_its_service_account(make_kfp: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"users": [{"name": "u", "token": "a-secret"}]},
+        {"clusters": [{"name": "c"}]},
+        {"clusters": [{"name": "c", "cluster": {"server": 6443}}]},
+        {"clusters": [{"name": "c", "cluster": {"server": "https://x", "certificate-authority": "/none/ca.crt"}}]},
+        {"clusters": [{"name": "c", "cluster": {"server": "https://x", "certificate-authority-data": "x"}}]},
+    ],
+)
+def test_a_kubeconfig_with_a_broken_part_is_one_line_without_the_token(
+    write_kubeconfig: Write, tmp_path: Path, broken: dict[str, Any]
+) -> None:
+    environment = write_kubeconfig("https://api.example:6443")
+    file = Path(environment["KUBECONFIG"])
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **broken}))
+
+    with pytest.raises(ConfigError, match=rf"{file} is broken \(.+\)\. Mend it") as caught:
+        find_connection(environment, tmp_path)
+
+    assert "\n" not in str(caught.value)
+    assert "a-secret" not in str(caught.value)
+    assert TOKEN not in str(caught.value)
+
+
+@pytest.fixture
+def write_account(tmp_path: Path) -> Callable[[KfpServer], Path]:
+    """Write a service account as a pod has it, and return its folder."""
+
+    def write(cluster: KfpServer) -> Path:
+        cluster.routes = [route("ds-pipeline-dspa", "ds-pipeline-dspa-a-project.apps.example")]
+        account = tmp_path / "account"
+        account.mkdir()
+        (account / "token").write_text(TOKEN)
+        (account / "namespace").write_text("a-project")
+        for name in ("ca.crt", "service-ca.crt"):
+            (account / name).write_bytes((tmp_path / "tls" / "ca.crt").read_bytes())
+        return account
+
+    return write
+
+
+def test_a_pod_uses_its_service_account(
+    make_kfp: Make, write_account: Callable[[KfpServer], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster = make_kfp(tls=True)
-    cluster.routes = [route("ds-pipeline-dspa", "ds-pipeline-dspa-a-project.apps.example")]
-    account = tmp_path / "account"
-    account.mkdir()
-    (account / "token").write_text(TOKEN)
-    (account / "namespace").write_text("a-project")
-    (account / "ca.crt").write_bytes((tmp_path / "tls" / "ca.crt").read_bytes())
-    (account / "service-ca.crt").write_bytes((tmp_path / "tls" / "ca.crt").read_bytes())
+    account = write_account(cluster)
+    # Nobody logged in.
+    monkeypatch.setenv("HOME", str(tmp_path))
     address = urlsplit(cluster.host)
     environment = {
         "KUBERNETES_SERVICE_HOST": str(address.hostname),
@@ -217,6 +298,34 @@ def test_a_pod_uses_its_service_account(make_kfp: Make, tmp_path: Path) -> None:
     assert connection.authority_files == (tmp_path / "bundle.crt", account / "ca.crt", account / "service-ca.crt")
     # Its dashboard is a convenience: this cluster has none.
     assert connection.dashboard is None
+
+
+def test_in_a_pod_too_the_login_of_oc_goes_before_the_service_account(
+    make_kfp: Make,
+    write_kubeconfig: Write,
+    write_account: Callable[[KfpServer], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    account = write_account(make_kfp(tls=True))
+    (tmp_path / ".kube").mkdir()
+    Path(write_kubeconfig("https://api.example:6443", user={"token": "mine"})["KUBECONFIG"]).rename(
+        tmp_path / ".kube" / "config"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    connection = find_connection({"KF_PIPELINES_ENDPOINT": "https://x.example"}, account)
+
+    assert (connection.token, connection.project) == ("mine", "my-project")
+
+
+def test_who_names_a_kubeconfig_that_is_not_there_does_not_get_the_service_account(
+    make_kfp: Make, write_account: Callable[[KfpServer], Path], nowhere: dict[str, str]
+) -> None:
+    account = write_account(make_kfp(tls=True))
+
+    with pytest.raises(ConfigError, match="no way to a pipeline server"):
+        find_connection(nowhere, account)
 
 
 def test_with_no_login_and_no_address_one_is_asked_for(nowhere: dict[str, str], tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def version(server: PipelineServer, pipeline_file: Path) -> PipelineVersion:
             "chemist on facts@main rho 1 2026-11-22 14:50",
         ),
         ({"data_uri": f"s3://bucket/{'x' * 200}"}, f"on {'x' * 47}… 2026-11-22 14:50"),
+        (
+            {"model_base": "chemist", "data_uri": "https://me:secret@bucket.example/new.jsonl?X-Signature=secret/x"},
+            "chemist on new.jsonl 2026-11-22 14:50",
+        ),
+        ({"data_uri": "https://bucket.example?X-Signature=secret"}, "on bucket.example 2026-11-22 14:50"),
         ({}, "2026-11-22 14:50"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a person wants of a pipeline: uploaded, run once, run on a schedule; or only to see what would be sent."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,11 +45,11 @@ def test_a_run_and_a_schedule_have_names_that_say_what_they_are(kfp: KfpServer, 
     (run,), (schedule,) = kfp.api.things["runs"], kfp.api.things["recurringruns"]
     assert run["display_name"] == "Qwen2.5-1.5B-Instruct on new.jsonl rho 0.25 2026-11-22 14:50"
     assert (schedule["display_name"], schedule["description"]) == (
-        "osft-tiny continual-model", "Qwen2.5-1.5B-Instruct on new.jsonl rho 0.25"
+        "continual-model osft-tiny", "Qwen2.5-1.5B-Instruct on new.jsonl rho 0.25"
     )  # fmt: skip
     assert lines[1:] == [
         f"run '{run['display_name']}': started: {kfp.host}/#/runs/details/{run['run_id']}",
-        "schedule 'osft-tiny continual-model' (0 0 2 * * 0): created: "
+        "schedule 'continual-model osft-tiny' (0 0 2 * * 0): created: "
         f"{kfp.host}/#/recurringrun/details/{schedule['recurring_run_id']}",
     ]
 
@@ -61,10 +62,23 @@ def test_a_schedule_keeps_its_name_when_its_parameters_change(kfp: KfpServer, co
 
     first, _ = kfp.api.things["recurringruns"]
     assert lines[2] == (
-        "schedule 'osft-tiny continual-model': the one before is disabled, its runs go on: "
+        "schedule 'continual-model osft-tiny': the one before is disabled, its runs go on: "
         f"{kfp.host}/#/recurringrun/details/{first['recurring_run_id']}"
     )
     assert len(kfp.api.enabled()) == 1
+
+
+def test_the_runs_of_two_models_schedules_have_different_names(kfp: KfpServer, connect: Connect, make: Submit) -> None:
+    for model in ("chemist", "historian"):
+        arguments = {"data_uri": "pvc://new.jsonl", "promote_model_name": model}
+        list(submit(connect(kfp), make(cron="0 2 * * 0", arguments=arguments), NOW))
+
+    names = [one["display_name"] for one in kfp.api.things["recurringruns"]]
+    # What KFP's server makes of a schedule's name, before it adds a random part and a number.
+    assert [re.sub("[^a-z0-9-]+", "", name.lower())[:25] for name in names] == [
+        "chemistosft-tiny",
+        "historianosft-tiny",
+    ]
 
 
 def test_the_same_schedule_again_says_that_nothing_changed(kfp: KfpServer, connect: Connect, make: Submit) -> None:
@@ -109,6 +123,22 @@ def test_a_dry_run_prints_what_would_be_sent_and_no_secret(make: Submit, pipelin
     assert recurring_run["trigger"] == {"cron_schedule": {"cron": "0 0 2 * * 0"}}
     assert recurring_run["runtime_config"]["parameters"] == {"data_uri": "pvc://new.jsonl"}
     assert not [line for line in [*requests, *lines] if TOKEN in line or "\n" in line]
+
+
+def test_nothing_secret_of_a_link_is_printed_or_in_a_name(kfp: KfpServer, connect: Connect, make: Submit) -> None:
+    link = "https://me:secret@bucket.example/new.jsonl?X-Signature=secret"
+    submission, requests = make(run=True, cron="0 2 * * 0", arguments={"data_uri": link}), list[str]()
+
+    dry = list(submit(open_server({"KF_PIPELINES_ENDPOINT": kfp.host}, requests.append), submission, NOW))
+    lines = list(submit(connect(kfp), submission, NOW))
+
+    assert not [line for line in [*requests, *dry, *lines] if "secret" in line]
+    assert sum('"data_uri":"https://bucket.example/new.jsonl"' in line for line in requests) == 2
+    for kind in ("runs", "recurringruns"):
+        (thing,) = kfp.api.things[kind]
+        assert "secret" not in f"{thing['display_name']} {thing.get('description')}"
+        # The run itself needs the whole of it.
+        assert thing["runtime_config"]["parameters"] == {"data_uri": link}
 
 
 def test_a_dry_run_sends_what_a_real_one_does(kfp: KfpServer, connect: Connect, make: Submit) -> None:

@@ -51,8 +51,8 @@ def test_a_setting_takes_the_type_that_the_pipeline_declares(pipeline: BaseCompo
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epochs=2", "there is no parameter epochs. Did you mean num_epochs"),
-        ("=2", "there is no parameter . Did you mean data_uri, "),
+        ("epochs=2", "'epochs': there is no parameter of this name. Did you mean num_epochs"),
+        ("=2", "'': there is no parameter of this name. Did you mean data_uri, "),
         ("num_epochs", "has no value. Give name=value"),
     ],
 )
