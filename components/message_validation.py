@@ -15,6 +15,7 @@ def message_validation(
     unmask_messages: bool,
     since: str,
     time_column: str,
+    max_seq_len: int,
     force: bool,
     base: dsl.Input[dsl.Artifact],
     rows: dsl.Input[dsl.Dataset],
@@ -36,7 +37,8 @@ def message_validation(
         unmask_messages: everything but system messages is trained, so a row needs no assistant turn.
         since: time from which on rows are taken, in ISO 8601, or such as ``P7D/now``; empty: of any time.
         time_column: key of a row's time; used with ``since`` only.
-        force: take the rows of earlier runs too.
+        max_seq_len: longest row in tokens; rows that an earlier run dropped are new if it is larger than then.
+        force: take the rows that earlier runs were trained on once more; those that they held out stay out.
         base: manifest of what the run starts from: its ancestors' rows are known.
         rows: manifest of the downloaded rows.
         valid: manifest of the valid rows.
@@ -60,7 +62,9 @@ def message_validation(
     workspace = Workspace.from_environment()
     downloaded = Manifest.load(rows.path)
     start = BaseModel.load(workspace.directory_of(base.path))
-    increment = new_rows(workspace, start, downloaded, since=since, time_column=time_column, force=force)
+    increment = new_rows(
+        workspace, start, downloaded, since=since, time_column=time_column, max_seq_len=max_seq_len, force=force
+    )
     manifest = workspace.complete(
         run_id,
         "valid",
@@ -75,6 +79,8 @@ def message_validation(
             "time_column": time_column,
             "force": force,
             "seen_rows": [sha256_of_file(file) for file in increment.seen_rows],
+            "held_out_rows": [sha256_of_file(file) for file in increment.held_out_rows],
+            "too_long_rows": [sha256_of_file(file) for file in increment.too_long_rows],
             "unchanged_since": increment.unchanged_since,
         },
         work=lambda directory: validate_dataset(

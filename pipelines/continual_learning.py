@@ -131,7 +131,7 @@ def continual_learning(
         train_warmup_steps: Steps of linear warm-up.
         train_target_patterns: Regular expressions over module names. Empty trains all of attention and MLP.
         train_remember: Protect a memory of what all versions before learnt, and leave one with this version.
-        train_force: Train on the rows of earlier runs too. By default they are left out; without new ones the run ends.
+        train_force: Train once more on what earlier runs were trained on; what they held out stays out.
         train_save_memory: Keep moments in bfloat16, and in one process what is needed once a step in the host's memory.
         train_use_liger: Use Liger's kernels.
         train_seed: Seed of the split and of the order of the rows.
@@ -194,6 +194,7 @@ def continual_learning(
         unmask_messages=data_unmask_messages,
         since=data_since,
         time_column=data_time_column,
+        max_seq_len=train_max_seq_len,
         force=train_force,
         base=base.outputs["base"],
         rows=download.outputs["rows"],

@@ -18,9 +18,9 @@ def compare(
     import orjson
     from rich.console import Console
 
+    from osft.comparison.compared_run import choose_runs, plain_run, read_run
     from osft.comparison.comparison import compare_runs
     from osft.comparison.page import write_comparison_page
-    from osft.comparison.run_record import choose_runs, plain_run, read_run
     from osft.comparison.table import render_comparison
     from osft.lookup import open_workspace
 
@@ -30,7 +30,8 @@ def compare(
         plain = [plain_run(run) for run in comparison.runs]
         typer.echo(orjson.dumps(plain, option=orjson.OPT_INDENT_2).decode())
     else:
-        Console().print(render_comparison(comparison))
+        console = Console()
+        console.print(render_comparison(comparison, console.width))
     if html is not None:
         write_comparison_page(comparison, html)
         typer.echo(f"page: {html}", err=as_json)

@@ -1,16 +1,18 @@
 """Runs side by side: one line for each thing that can be compared, one cell for each run.
 
 The best value of a line is marked where one is better than another: lower forgetting, higher gain. What a run was
-given (its settings, the score before the training) is neither good nor bad, and what was not measured is left empty.
+given (its settings, the score before the training) is neither good nor bad, what was not measured is left empty, and
+numbers that come from other tasks, documents or rows are not ranked.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from osft.comparison.run_record import RunRecord
+from osft.comparison.compared_run import ComparedRun
 from osft.evaluation.config import HOLDOUT_TASK
-from osft.evaluation.forgetting import TaskComparison
+from osft.evaluation.forgetting import Kind, TaskComparison
+from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.formats import (
     DASH,
     format_change,
@@ -46,7 +48,14 @@ POINTS = (
     "forgetting", "forgetting_upper", "cumulative_forgetting", "cumulative_forgetting_upper", "origin_forgetting",
 )  # fmt: skip
 HOLDOUT_METRICS = f"target.{HOLDOUT_TASK}"
-DEPENDS_ON_HOLDOUT = ("target_gain", "average_accuracy")
+OF_RETENTION = (*POINTS, "backward_transfer", "average_accuracy")
+"""Metrics that are taken over the retention tasks."""
+
+OF_TARGETS = ("target_gain", "average_accuracy")
+"""Metrics that are taken over the target tasks, the held-out rows among them."""
+
+OF_TRAINED_ROWS = ("train_final_loss", "train_seconds")
+OF_PROBE = ("probe.kl", "probe.perplexity_tuned")
 DATA_NAMES = ("uri", "revision", "sha256", "rows", "rows_valid", "rows_quarantined", "rows_train", "rows_holdout")
 DIGEST_CHARACTERS = 12
 """Of a sha256: enough to tell contents apart."""
@@ -80,14 +89,14 @@ class Section:
 class Comparison:
     """Everything that is shown of the runs."""
 
-    runs: tuple[RunRecord, ...]
+    runs: tuple[ComparedRun, ...]
     sections: tuple[Section, ...]
 
     same_settings: dict[str, str]
     """Settings that all runs share."""
 
 
-def compare_runs(runs: Sequence[RunRecord]) -> Comparison:
+def compare_runs(runs: Sequence[ComparedRun]) -> Comparison:
     """Return the runs side by side, what differs first."""
     settings = {
         name: [run.parameters[name] for run in runs if name in run.parameters]
@@ -118,7 +127,7 @@ def _names(mappings: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(name for mapping in mappings for name in mapping))
 
 
-def _run_lines(runs: Sequence[RunRecord]) -> tuple[Line, ...]:
+def _run_lines(runs: Sequence[ComparedRun]) -> tuple[Line, ...]:
     lines = [
         _line("first step ended", (_time(run.began_at) for run in runs)),
         _line("last step ended", (_time(run.ended_at) for run in runs)),
@@ -133,13 +142,13 @@ def _time(moment: str) -> str:
     return moment.replace("T", " ").removesuffix("+00:00")
 
 
-def _how_far(run: RunRecord) -> str:
+def _how_far(run: ComparedRun) -> str:
     if run.has_nothing_new:
         return "nothing new to learn"
     return f"no, {run.missing_step} is missing" if run.missing_step else "yes"
 
 
-def _data_lines(runs: Sequence[RunRecord]) -> tuple[Line, ...]:
+def _data_lines(runs: Sequence[ComparedRun]) -> tuple[Line, ...]:
     lines = []
     for name in _names(run.data for run in runs):
         # The hash of the rows tells that they differ where the address is the same; its head is enough.
@@ -148,16 +157,32 @@ def _data_lines(runs: Sequence[RunRecord]) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _outcome_lines(runs: Sequence[RunRecord]) -> tuple[Line, ...]:
+def _outcome_lines(runs: Sequence[ComparedRun]) -> tuple[Line, ...]:
     lines = []
-    same_rows = _have_same_holdout(runs)
+    unranked = _unranked(runs)
     for name, direction in OUTCOMES.items():
-        # What was gained on other rows is another gain.
-        better = direction if same_rows or name not in DEPENDS_ON_HOLDOUT else None
+        better = None if name in unranked else direction
         values = [run.metrics.get(name) for run in runs]
         if any(value is not None for value in values):
             lines.append(_measured(name, values, [_outcome_text(name, value) for value in values], better))
     return tuple(lines)
+
+
+def _unranked(runs: Sequence[ComparedRun]) -> set[str]:
+    """Return the metrics of which none is the best, because the runs' numbers are of different things."""
+    reports = [run.report for run in runs if run.report]
+    differs = {
+        OF_RETENTION: len({_questions(report, "retention") for report in reports}) > 1,
+        OF_TARGETS: len({_questions(report, "target") for report in reports}) > 1 or not _have_same_holdout(runs),
+        OF_PROBE: len({(one.probe.documents, one.probe.tokens) for one in reports if one.probe}) > 1,
+        OF_TRAINED_ROWS: len({run.train_sha256 for run in runs if run.train_sha256}) > 1,
+    }
+    return {name for names, is_so in differs.items() if is_so for name in names}
+
+
+def _questions(report: ForgettingReport, kind: Kind) -> frozenset[tuple[str, str, int]]:
+    """Return name, metric and number of documents of the tasks of this kind."""
+    return frozenset((task.task, task.metric, task.n) for task in report.tasks if task.kind == kind)
 
 
 def _outcome_text(name: str, value: float | None) -> str:
@@ -172,7 +197,7 @@ def _outcome_text(name: str, value: float | None) -> str:
     return format_number(value)
 
 
-def _task_sections(runs: Sequence[RunRecord]) -> tuple[Section, ...]:
+def _task_sections(runs: Sequence[ComparedRun]) -> tuple[Section, ...]:
     """Return a section for each task that any run was asked, under the names of its metrics."""
     by_run = [{f"{task.kind}.{task.task}": task for task in run.report.tasks} if run.report else {} for run in runs]
     names = _names(by_run)
@@ -192,7 +217,7 @@ def _task_sections(runs: Sequence[RunRecord]) -> tuple[Section, ...]:
 
 def _task_lines(name: str, tasks: Sequence[TaskComparison | None], *, is_comparable: bool) -> tuple[Line, ...]:
     known = [task for task in tasks if task is not None]
-    comparable = is_comparable and len({task.metric for task in known}) == 1
+    comparable = is_comparable and len({(task.metric, task.n) for task in known}) == 1
     after: Better = ("higher" if known[0].higher_is_better else "lower") if comparable else None
     change: Better = "higher" if comparable else None
     return (
@@ -202,7 +227,7 @@ def _task_lines(name: str, tasks: Sequence[TaskComparison | None], *, is_compara
     )
 
 
-def _best_line(name: str, runs: Sequence[RunRecord], tasks: Sequence[TaskComparison | None]) -> tuple[Line, ...]:
+def _best_line(name: str, runs: Sequence[ComparedRun], tasks: Sequence[TaskComparison | None]) -> tuple[Line, ...]:
     """Return the score of the best version before each run, where any run had one."""
     values = [run.metrics.get(f"{name}.best") for run in runs]
     if all(value is None for value in values):
@@ -214,7 +239,7 @@ def _best_line(name: str, runs: Sequence[RunRecord], tasks: Sequence[TaskCompari
     return (_measured(f"{name}.best", values, texts, None),)
 
 
-def _have_same_holdout(runs: Sequence[RunRecord]) -> bool:
+def _have_same_holdout(runs: Sequence[ComparedRun]) -> bool:
     """Return whether all runs that held rows out were asked about the same ones."""
     return len({run.holdout_sha256 for run in runs if run.holdout_sha256 is not None}) <= 1
 

@@ -8,10 +8,13 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from osft.comparison.run_record import LossPoint, RunRecord
+from osft.comparison.compared_run import ComparedRun, LossPoint
 
 # Told apart also by those who see no difference between red and green (Okabe & Ito 2008).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DASHES = ("solid", "dashed", "dotted")
+"""By the names that both the picture and the page know."""
+
 AXIS_COLOR = "#625e58"
 CHART_INCHES = (5.6, 2.9)
 MAX_POINTS = 240
@@ -21,11 +24,16 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def color_of(place: int) -> str:
-    """Return the colour of a run; beyond the seventh they come again."""
+    """Return the colour of a run; beyond the seventh they come again, with other dashes."""
     return COLORS[place % len(COLORS)]
 
 
-def draw_losses(runs: Sequence[RunRecord]) -> Markup | None:
+def dash_of(place: int) -> str:
+    """Return how the line of a run is drawn: whole for the first seven."""
+    return DASHES[place // len(COLORS) % len(DASHES)]
+
+
+def draw_losses(runs: Sequence[ComparedRun]) -> Markup | None:
     """Return the loss of every run over its steps as an SVG element; None if no run has any."""
     if not any(run.loss for run in runs):
         return None
@@ -36,7 +44,7 @@ def draw_losses(runs: Sequence[RunRecord]) -> Markup | None:
         points = thin(run.loss, MAX_POINTS)
         marker = "o" if len(points) == 1 else None
         steps, losses = [point.step for point in points], [point.loss for point in points]
-        axes.plot(steps, losses, color=color_of(place), lw=1.5, marker=marker)
+        axes.plot(steps, losses, color=color_of(place), ls=dash_of(place), lw=1.5, marker=marker)
     axes.set_xlabel("optimizer step", color=AXIS_COLOR, fontsize=9)
     axes.set_ylabel("loss (nats a token)", color=AXIS_COLOR, fontsize=9)
     axes.tick_params(colors=AXIS_COLOR, labelsize=8, length=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, PackageLoader
 
 from osft.comparison.comparison import Comparison
-from osft.comparison.loss_curves import color_of, draw_losses
+from osft.comparison.loss_curves import color_of, dash_of, draw_losses
 from osft.pages import write_page
 
 TEMPLATE_NAME = "comparison.html.j2"
@@ -24,7 +24,7 @@ def write_comparison_page(comparison: Comparison, path: Path) -> None:
         filters={},
         values={
             "runs": comparison.runs,
-            "colors": [color_of(place) for place in range(len(comparison.runs))],
+            "strokes": [f"{dash_of(place)} {color_of(place)}" for place in range(len(comparison.runs))],
             "sections": comparison.sections,
             "same_settings": comparison.same_settings,
             "losses": draw_losses(comparison.runs),

@@ -9,6 +9,8 @@ SOURCE_NAME = "source.json"
 VALID_NAME = "valid.jsonl"
 QUARANTINE_NAME = "quarantine.jsonl"
 SEEN_ROWS_NAME = "seen_rows.bin"
+# Hashes of what became of the valid rows: those that were kept, of these the held-out ones, and those that were not.
+TAKEN_ROWS_NAME, HELD_OUT_ROWS_NAME, TOO_LONG_ROWS_NAME = "taken_rows.bin", "held_out_rows.bin", "too_long_rows.bin"
 TRAIN_NAME = "train.parquet"
 HOLDOUT_NAME = "holdout.parquet"
 # Names of their own, so that the steps may share a folder.

@@ -7,23 +7,27 @@ versions instead of two models:
 - average accuracy: the mean of the last row over the tasks scored from 0 to 1 (Lopez-Paz & Ranzato 2017,
   arXiv:1706.08840);
 - backward transfer: the mean of ``R[T, j] - R[j, j]`` over the tasks that the last version T did not learn itself
-  (the same). A task learnt several times counts from the last of them. A task that no version learnt was there before:
-  the first score known of it stands for ``R[j, j]``;
+  (the same). A task that each version is trained on counts as learnt by the first of them, or it could never be
+  forgotten. A task that no version learnt was there before: the first score known of it stands for ``R[j, j]``;
 - forgetting of a task: the best score of an earlier version less the last one's (Chaudhry et al. 2018,
   arXiv:1801.10112), 0 if it is no loss, so that a gain does not make up for it.
 
 A task is read as a share where all of its scores lie from -1 to 1 and higher is better. Else, and where lower is
 better (perplexity), a change is taken relative to the score that it is measured from. What was not measured is
-nowhere counted, least of all as 0.
+nowhere counted, least of all as 0. Scores on other questions, of a changed task or with another limit, are not
+compared, as they are not by the evaluation's gate: each set of questions has a column.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from osft.evaluation.statistics import scale_of
 from osft.versions.folders import ORIGIN_VERSION
-from osft.versions.lineage import Lineage
+from osft.versions.lineage import Lineage, TaskScore
+
+Column = tuple[str, str, str]
+"""Task, metric and the hash of its questions: scores compare where all three are the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +38,16 @@ class MatrixTask:
     metric: str
     higher_is_better: bool = True
 
-    learnt_in: tuple[str, ...] = ()
-    """Versions that were trained on it, oldest first; empty for what was there before."""
+    learnt_by: str | None = None
+    """The first version that was trained on it; None for what was there before."""
+
+    asked_until: str | None = None
+    """The last version that was asked these questions, where later ones were asked others under the same name."""
+
+    @property
+    def label(self) -> str:
+        """Its name for people, that of no other column."""
+        return f"{self.name} (until {self.asked_until})" if self.asked_until else self.name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +68,7 @@ class TaskFigures:
     """Share lost against :attr:`best`, at least 0; None if either score is missing or the last version learnt it."""
 
     transfer: float | None
-    """Signed share of change since it was last learnt, or first known; None as for :attr:`forgetting`."""
+    """Signed share of change since it was learnt, or first known; None as for :attr:`forgetting`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,19 +125,6 @@ class AccuracyMatrix:
         known = [score for score in self.column(task) if score is not None]
         return task.higher_is_better and all(0 <= score <= 1 for score in known)
 
-    def up_to(self, version: str) -> "AccuracyMatrix":
-        """Return the matrix as it stood with ``version``: tasks that were learnt later only are left out."""
-        end = self.versions.index(version) + 1
-        versions, rows = self.versions[:end], self.scores[:end]
-        kept: dict[int, MatrixTask] = {}
-        for place, task in enumerate(self.tasks):
-            learnt_in = tuple(one for one in task.learnt_in if one in versions)
-            is_later = bool(task.learnt_in) and not learnt_in
-            if not is_later and any(row[place] is not None for row in rows):
-                kept[place] = replace(task, learnt_in=learnt_in)
-        scores = tuple(tuple(row[place] for place in kept) for row in rows)
-        return AccuracyMatrix(versions=versions, tasks=tuple(kept.values()), scores=scores)
-
     def figures(self) -> MatrixFigures:
         """Return what the last version is worth, and what the chain lost on its way."""
         if not self.versions:
@@ -150,15 +149,20 @@ class AccuracyMatrix:
         best_version = _best_version(task, earlier)
         best = None if best_version is None else earlier[best_version]
         forgetting = transfer = None
-        if last is not None and last_version not in task.learnt_in:
+        if last is not None and last_version != task.learnt_by:
             if best is not None:
                 forgetting = max(0.0, -self._change_share(task, best, last))
-            reference = _reference(task, earlier)
+            reference = self._reference(task, earlier)
             if reference is not None:
                 transfer = self._change_share(task, reference, last)
         return TaskFigures(
             task=task.name, best=best, best_version=best_version, last=last, forgetting=forgetting, transfer=transfer
         )
+
+    def _reference(self, task: MatrixTask, scores: Mapping[str, float]) -> float | None:
+        """Return ``R[j, j]``: the first known score since the task was learnt; if it never was, the first of all."""
+        first = self.versions.index(task.learnt_by) if task.learnt_by in self.versions else 0
+        return next((scores[version] for version in self.versions[first:] if version in scores), None)
 
     def _change_share(self, task: MatrixTask, before: float, after: float) -> float:
         """Return the signed change as a share of the score; positive is better."""
@@ -169,40 +173,55 @@ class AccuracyMatrix:
 def matrix_of(chain: Sequence[Lineage]) -> AccuracyMatrix:
     """Return the matrix of a chain of versions.
 
-    A version's score is what its own evaluation measured. Where that did not ask a task, the score that the version
-    after it was compared with stands in; so the origin has a row even if nothing but its successor's evaluation is
-    known of it.
+    A version's score is what its own evaluation measured. Where that did not ask these questions, the score that the
+    version after it was compared with stands in; so the origin has a row even if nothing but its successor's
+    evaluation is known of it.
 
     Args:
         chain: lineages, oldest first, as :func:`osft.versions.lineage.chain_of` gives them.
     """
-    cells: dict[str, dict[tuple[str, str], float]] = {}
-    tasks: dict[tuple[str, str], MatrixTask] = {}
+    columns = _columns(chain)
+    cells: dict[str, dict[Column, float]] = {lineage.version: {} for lineage in chain}
     for lineage in chain:
-        own = cells.setdefault(lineage.version, {})
-        for score in lineage.scores:
-            # A task whose metric changed on the way has a column for each: their scores do not compare.
-            key = (score.task, score.metric)
-            learnt = (lineage.version,) if score.kind == "target" and lineage.version != ORIGIN_VERSION else ()
-            known = tasks.get(key)
-            tasks[key] = MatrixTask(
-                name=score.task,
-                metric=score.metric,
-                higher_is_better=score.higher_is_better,
-                learnt_in=(known.learnt_in if known else ()) + learnt,
-            )
-            own[key] = score.after
+        cells[lineage.version] |= {_column_of(score): score.after for score in lineage.scores}
     for lineage in chain:
         before = cells.setdefault(lineage.parent or ORIGIN_VERSION, {})
         for score in lineage.scores:
             if score.before is not None:
-                before.setdefault((score.task, score.metric), score.before)
+                before.setdefault(_column_of(score), score.before)
     versions = _row_names([lineage.version for lineage in chain], cells)
     return AccuracyMatrix(
         versions=versions,
-        tasks=tuple(tasks.values()),
-        scores=tuple(tuple(cells[version].get(key) for key in tasks) for version in versions),
+        tasks=tuple(columns.values()),
+        scores=tuple(tuple(cells[version].get(column) for column in columns) for version in versions),
     )
+
+
+def _column_of(score: TaskScore) -> Column:
+    return score.task, score.metric, score.questions
+
+
+def _columns(chain: Sequence[Lineage]) -> dict[Column, MatrixTask]:
+    """Return the columns, in the order in which they were first asked."""
+    learnt_by: dict[str, str] = {}
+    last_column: dict[str, Column] = {}
+    asked: dict[Column, tuple[TaskScore, str]] = {}
+    for lineage in chain:
+        for score in lineage.scores:
+            last_column[score.task] = _column_of(score)
+            asked[_column_of(score)] = score, lineage.version
+            if score.kind == "target" and lineage.version != ORIGIN_VERSION:
+                learnt_by.setdefault(score.task, lineage.version)
+    return {
+        column: MatrixTask(
+            name=score.task,
+            metric=score.metric,
+            higher_is_better=score.higher_is_better,
+            learnt_by=learnt_by.get(score.task),
+            asked_until=version if last_column[score.task] != column else None,
+        )
+        for column, (score, version) in asked.items()
+    }
 
 
 def _row_names(chain: Sequence[str], cells: Mapping[str, object]) -> tuple[str, ...]:
@@ -217,13 +236,6 @@ def _best_version(task: MatrixTask, scores: Mapping[str, float]) -> str | None:
         return None
     sign = 1 if task.higher_is_better else -1
     return max(scores, key=lambda version: sign * scores[version])
-
-
-def _reference(task: MatrixTask, scores: Mapping[str, float]) -> float | None:
-    """Return ``R[j, j]``: the score after the task was last learnt; if it never was, the first that is known."""
-    if task.learnt_in:
-        return scores.get(task.learnt_in[-1])
-    return next(iter(scores.values()), None)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 The terminal's table, the page and the JSON are all drawn from one :class:`ChainSummary`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,15 @@ class VersionSummary:
     forgetting_upper: float | None
     """Against its parent, with its 95% bound, as the run's evaluation judged it."""
 
+    cumulative_forgetting: float | None
+    origin_forgetting: float | None
+    """Against each task's best earlier version and against the origin, as the same evaluation found; None where its
+    parent is the origin."""
+
     target_gain: float | None
     average_accuracy: float | None
     backward_transfer: float | None
-    cumulative_forgetting: float | None
-    """Of the matrix as it stood with this version; the forgetting is against every task's best earlier version."""
+    """Of the matrix that ended with this version."""
 
     is_current: bool
     has_weights: bool
@@ -83,38 +88,42 @@ def summarize_chain(workspace: Workspace, model_name: str, version: str | None =
     chain = chain_of(workspace, model_name, version)
     current = Journal(workspace, model_name).current()
     matrix = matrix_of(chain)
-    links = [lineage for lineage in chain if lineage.version != ORIGIN_VERSION]
-    names = [lineage.version for lineage in links]
-    versions = tuple(_summarize(lineage, matrix, folder, current) for lineage in links)
+    versions = tuple(
+        _summarize(chain[: place + 1], folder, current)
+        for place, lineage in enumerate(chain)
+        if lineage.version != ORIGIN_VERSION
+    )
     return ChainSummary(
         model_name=model_name,
         current=current,
         origin=chain[-1].origin,
         versions=versions,
-        others=tuple(name for name in published_versions(folder) if name not in names),
+        others=tuple(name for name in published_versions(folder) if name not in {one.version for one in chain}),
         matrix=matrix,
         figures=matrix.figures(),
         memory=read_memory_room(folder / versions[-1].version, versions[-1].unfreeze_rank_ratio) if versions else None,
     )
 
 
-def _summarize(lineage: Lineage, matrix: AccuracyMatrix, folder: Path, current: str | None) -> VersionSummary:
-    figures = matrix.up_to(lineage.version).figures()
-    rows = lineage.data.get("rows_train", lineage.data.get("rows"))
+def _summarize(chain: Sequence[Lineage], folder: Path, current: str | None) -> VersionSummary:
+    """Return the last version of a chain, whose matrix is made of nothing that came later."""
+    lineage, figures = chain[-1], matrix_of(chain).figures()
+    judged = lineage.evaluation
     return VersionSummary(
         version=lineage.version,
         parent=lineage.parent,
         promoted_at=lineage.promoted_at,
         run_id=lineage.run_id,
         data_uri=lineage.data.get("uri"),
-        rows=rows,
+        rows=lineage.data.get("rows_train", lineage.data.get("rows")),
         unfreeze_rank_ratio=lineage.parameters.get("training", {}).get("unfreeze_rank_ratio"),
-        forgetting=lineage.evaluation.get("forgetting"),
-        forgetting_upper=lineage.evaluation.get("forgetting_upper"),
-        target_gain=lineage.evaluation.get("target_gain"),
+        forgetting=judged.get("forgetting"),
+        forgetting_upper=judged.get("forgetting_upper"),
+        cumulative_forgetting=judged.get("cumulative_forgetting"),
+        origin_forgetting=judged.get("origin_forgetting"),
+        target_gain=judged.get("target_gain"),
         average_accuracy=figures.average_accuracy,
         backward_transfer=figures.backward_transfer,
-        cumulative_forgetting=figures.forgetting,
         is_current=lineage.version == current,
         has_weights=has_weights(folder / lineage.version),
     )

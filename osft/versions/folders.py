@@ -1,28 +1,36 @@
 """The names of a model's versions on the workspace.
 
-    <workspace>/models/<model_name>/v0000/   the origin: its lineage and measurements, no weights
-    <workspace>/models/<model_name>/v0001/   a version; a folder is one once it has a manifest
+    <workspace>/models/<model_name>/v0001/          a version; a folder is one once it has a manifest
+    <workspace>/models/<model_name>/v0001/origin/   of the first of a chain: what the origin scored, called v0000
 
 Numbers are never given twice while anything remembers them: the next one is above every folder and every entry of
 the journal.
 """
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
 from osft.errors import MissingPathError
 from osft.lookup import describe_near
-from osft.workspace import MANIFEST_NAME, PVC_SCHEME, Workspace, safe_name
+from osft.workspace import MANIFEST_NAME, PVC_SCHEME, Workspace, safe_name, sync_directory
 
 ORIGIN_VERSION = "v0000"
-"""What the first version was trained from; never current."""
+"""What the first version of a chain was trained from; never current, and no folder."""
 
 VERSION = re.compile(r"v(\d{4,})")
 HOLDOUT_FOLDER = "holdout"
 MEASUREMENTS_FOLDER = "measurements"
 MEMORY_FOLDER = "memory"
-PRUNED_NAME = "pruned.json"
-"""Written before the weights of a version are deleted; from then on it has none."""
+ORIGIN_FOLDER = "origin"
+"""In the first version of a chain: lineage and measurements of what it was trained from."""
+
+PRUNED_NAME = "pruned"
+"""There before the weights of a version are deleted; from then on it has none."""
+
+PRUNING_NAME = ".pruning."
+"""Begins the name of a file by which a pruning says what it is about to do."""
 
 
 def versions_folder(workspace: Workspace, model_name: str) -> Path:
@@ -79,6 +87,37 @@ def run_of_partial(name: str) -> str:
 def has_weights(version: Path) -> bool:
     """Return whether a version can still be loaded."""
     return not (version / PRUNED_NAME).exists() and any(version.glob("*.safetensors"))
+
+
+def announce_pruning(version: Path) -> Path:
+    """Leave a file that says that the weights of a version are about to go; return it for :func:`settle_pruning`."""
+    descriptor, announcement = tempfile.mkstemp(dir=version, prefix=PRUNING_NAME)
+    os.close(descriptor)
+    return Path(announcement)
+
+
+def settle_pruning(announcement: Path) -> bool:
+    """Let a version count as pruned, unless the announcement was taken back; return whether it does.
+
+    One rename does it, so of this and :func:`claim_weights` exactly one has its way.
+    """
+    try:
+        announcement.rename(announcement.with_name(PRUNED_NAME))
+    except FileNotFoundError:
+        return False
+    sync_directory(announcement.parent)
+    return True
+
+
+def claim_weights(version: Path) -> bool:
+    """Take back every announced pruning of a version; return whether it has its weights, and keeps them.
+
+    To be called once it can be seen on the workspace that the version is needed: a pruning that is announced later
+    sees it too.
+    """
+    for announcement in version.glob(f"{PRUNING_NAME}*"):
+        announcement.unlink(missing_ok=True)
+    return has_weights(version)
 
 
 def pvc_reference(workspace: Workspace, path: Path) -> str:

@@ -64,6 +64,11 @@ class LostRaceError(WorkspaceError):
         self.entry = entry
 
 
+def promoted_models(workspace: Workspace) -> list[str]:
+    """Return the names of the models of which something was promoted."""
+    return sorted(path.parent.name for path in workspace.models.glob(f"*/{HISTORY_FOLDER}"))
+
+
 @dataclass(frozen=True, slots=True)
 class Journal:
     """The journal of one model's versions; the folder need not exist."""
@@ -83,9 +88,11 @@ class Journal:
         """Return the newest entry.
 
         Raises:
-            WorkspaceError: if it cannot be read.
+            WorkspaceError: if it cannot be read, or an older osft promoted versions without one.
         """
         number = self._highest()
+        if number == 0:
+            self._check_no_older_versions()
         return self._read(number) if number else None
 
     def entries(self) -> list[Entry]:
@@ -199,14 +206,26 @@ class Journal:
         sync_directory(path.parent)
         return self._read(entry.number)
 
+    def _check_no_older_versions(self) -> None:
+        """Refuse a model that was promoted before there were journals; now ``latest`` is written after an entry."""
+        if (self._folder / LATEST_NAME).exists():
+            name = self.model_name
+            raise WorkspaceError(
+                f"models/{name} names a current version in '{LATEST_NAME}' and has no journal: an older osft promoted "
+                f"it. Move models/{name} away, or promote under another name. To go on from such a version, give its "
+                "path as model_base or model_origin."
+            )
+
     def _compare(self, expected: str | None, last: Entry | None) -> None:
         if (last.version if last else None) == expected:
             return
-        is_now = "none is. Start a new run."
+        is_now = "none is"
         if last:
             by = f"the promotion of run '{last.run_id}'" if last.reason == "promotion" else "a rollback"
-            is_now = f"{last.version} is, by {by} at {last.at}. Start a new run: it begins from {last.version}."
+            is_now = f"{last.version} is, by {by} at {last.at}"
+        # KFP's Retry goes on with the same run, which keeps what it began with and would lose again.
         raise LostRaceError(
-            f"models/{self.model_name}: {expected or 'no version'} was to be the current version still, but {is_now}",
+            f"models/{self.model_name}: {expected or 'no version'} was to be the current version still, but {is_now}. "
+            "Start a new run (not a retry of this one).",
             entry=last,
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from osft.errors import MissingPathError, WorkspaceError
 from osft.lookup import describe_near
-from osft.versions.folders import ORIGIN_VERSION, published_versions, version_number, versions_folder
+from osft.versions.folders import ORIGIN_FOLDER, published_versions, version_number, versions_folder
 from osft.versions.journal import Journal
 from osft.workspace import Workspace, read_json, write_json
 
@@ -34,6 +34,8 @@ class TaskScore:
 
     after: float
     documents: int
+    questions: str
+    """Hash of what was asked: two scores of a task compare where it is the same (:mod:`osft.versions.questions`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,12 +82,6 @@ class Lineage:
 
     schema: str = LINEAGE_SCHEMA
 
-    def has_same_origin(self, other: "Lineage") -> bool:
-        """Return whether both chains begin with the same model: its files if they are known, or else its name."""
-        if self.origin_fingerprint and other.origin_fingerprint:
-            return self.origin_fingerprint == other.origin_fingerprint
-        return self.origin == other.origin
-
     def save(self, folder: Path) -> None:
         """Write ``lineage.json`` into ``folder``, atomically."""
         write_json(folder / LINEAGE_NAME, self)
@@ -121,7 +117,7 @@ def read_lineage(workspace: Workspace, model_name: str, version: str) -> Lineage
         WorkspaceError: if its lineage cannot be read.
     """
     folder = versions_folder(workspace, model_name)
-    if version != ORIGIN_VERSION and version not in (published := published_versions(folder)):
+    if version not in (published := published_versions(folder)):
         near = describe_near(version, published)
         raise MissingPathError(f"model '{model_name}' has no version '{version}' in {workspace.root}. {near}")
     return Lineage.load(folder / version)
@@ -130,7 +126,7 @@ def read_lineage(workspace: Workspace, model_name: str, version: str) -> Lineage
 def chain_of(workspace: Workspace, model_name: str, version: str | None = None) -> list[Lineage]:
     """Return the lineages from the origin to a version, oldest first.
 
-    The first is that of the origin (``v0000``) where it is known.
+    The first is that of the origin (``v0000``), which the chain's first version keeps, where it is known.
 
     Args:
         workspace: where the models are.
@@ -152,15 +148,7 @@ def chain_of(workspace: Workspace, model_name: str, version: str | None = None) 
                 "older. Restore the file."
             )
         chain.append(read_lineage(workspace, model_name, parent))
-    if chain[-1].version != ORIGIN_VERSION and (origin := _origin_of(workspace, chain[-1])):
-        chain.append(origin)
+    origin = versions_folder(workspace, model_name) / chain[-1].version / ORIGIN_FOLDER
+    if (origin / LINEAGE_NAME).is_file():
+        chain.append(Lineage.load(origin))
     return chain[::-1]
-
-
-def _origin_of(workspace: Workspace, first: Lineage) -> Lineage | None:
-    """Return the lineage of the origin, unless what is kept under its name is of another chain."""
-    folder = versions_folder(workspace, first.model_name) / ORIGIN_VERSION
-    if not (folder / LINEAGE_NAME).is_file():
-        return None
-    origin = Lineage.load(folder)
-    return origin if origin.has_same_origin(first) else None

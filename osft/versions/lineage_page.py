@@ -17,11 +17,19 @@ from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixTask, TaskFigure
 from osft.versions.chain_summary import ChainSummary
 from osft.versions.folders import ORIGIN_VERSION
 from osft.versions.memory_room import memory_size_text, room_text
-from osft.versions.score_text import axis_text, points_text, score_text, strength
+from osft.versions.score_text import (
+    COLD,
+    WARM,
+    Color,
+    axis_text,
+    color_of,
+    ends,
+    points_text,
+    position,
+    score_text,
+)
 
 TEMPLATE_NAME = "lineage.html.j2"
-COLD, WARM = (244, 241, 234), (109, 193, 158)
-"""Colours of the worst and of the best score; dark letters are legible on both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,35 +88,31 @@ def _row(summary: ChainSummary, version: str) -> dict[str, Any]:
         "cells": [
             {
                 "text": score_text(matrix, task, score),
-                "color": None if score is None else _color(strength(matrix, task, score)),
-                "is_learnt": version in task.learnt_in,
+                "color": None if score is None else _rgb(color_of(matrix, task, score)),
+                "is_learnt": version == task.learnt_by,
             }
             for task, score in zip(matrix.tasks, scores, strict=True)
         ],
     }
 
 
-def _color(share: float) -> str:
-    return _rgb(tuple(round(cold + share * (warm - cold)) for cold, warm in zip(COLD, WARM, strict=True)))
-
-
-def _rgb(color: Sequence[int]) -> str:
+def _rgb(color: Color) -> str:
     return f"rgb({', '.join(map(str, color))})"
 
 
 def _column(matrix: AccuracyMatrix, task: MatrixTask, figures: TaskFigures) -> dict[str, Any]:
     """Return a task with its chart: places in units of :data:`FRAME`."""
-    worst, best = _ends(matrix, task)
-    points = list(_points(matrix, task, worst, best))
+    worst, best = ends(matrix, task)
+    points = list(_points(matrix, task))
     learnt = next((place for place, point in enumerate(points) if point["is_learnt"]), 0)
     last = score_text(matrix, task, figures.last)
     unit = "" if matrix.is_accuracy(task) else f" {task.metric}"
     return {
-        "name": task.name,
+        "name": task.label,
         "forgetting": figures.forgetting,
         "transfer": figures.transfer,
         "note": f"{last}{unit}" if task.higher_is_better else f"{last}{unit}, lower is better",
-        "label": f"{task.name}: {', '.join(point['title'] for point in points)}",
+        "label": f"{task.label}: {', '.join(point['title'] for point in points)}",
         "worst": axis_text(matrix, task, worst),
         "best": axis_text(matrix, task, best),
         "points": points,
@@ -117,31 +121,16 @@ def _column(matrix: AccuracyMatrix, task: MatrixTask, figures: TaskFigures) -> d
     }
 
 
-def _ends(matrix: AccuracyMatrix, task: MatrixTask) -> tuple[float, float]:
-    """Return the worst and the best end of a chart's axis: 0 and 1 for an accuracy, else what there is since learning.
-
-    A perplexity before learning is so high that nothing else would be seen beside it.
-    """
-    if matrix.is_accuracy(task):
-        return 0.0, 1.0
-    column = matrix.column(task)
-    first = matrix.versions.index(task.learnt_in[0]) if task.learnt_in else 0
-    known = [score for score in column[first:] if score is not None] or [score for score in column if score is not None]
-    low, high = min(known), max(known)
-    return (low, high) if task.higher_is_better else (high, low)
-
-
-def _points(matrix: AccuracyMatrix, task: MatrixTask, worst: float, best: float) -> Iterator[dict[str, Any]]:
+def _points(matrix: AccuracyMatrix, task: MatrixTask) -> Iterator[dict[str, Any]]:
     step = (FRAME.right - FRAME.left) / max(1, len(matrix.versions) - 1)
     for place, (version, score) in enumerate(zip(matrix.versions, matrix.column(task), strict=True)):
         if score is not None:
-            # Scores that are all the same lie in the middle; one beyond an end is held there.
-            height = min(1.0, max(0.0, (score - worst) / (best - worst))) if best != worst else 0.5
+            height = position(matrix, task, score)
             yield {
                 "x": round(FRAME.left + place * step, 1),
                 "y": round(FRAME.bottom - height * (FRAME.bottom - FRAME.top), 1),
                 "title": f"{version} {score_text(matrix, task, score)}",
-                "is_learnt": version in task.learnt_in,
+                "is_learnt": version == task.learnt_by,
             }
 
 

@@ -1,5 +1,7 @@
 """The chain of versions in the terminal: a table of the versions, the accuracy matrix, the figures."""
 
+from collections.abc import Iterator
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -40,6 +42,15 @@ def _versions_table(summary: ChainSummary) -> Table:
     return table
 
 
+def _forgetting_lines(version: VersionSummary) -> Iterator[str]:
+    """Yield what the version's evaluation found: against its parent, and against all before it where there are any."""
+    yield f"{points_text(version.forgetting)} (\N{LESS-THAN OR EQUAL TO} {points_text(version.forgetting_upper)})"
+    if version.cumulative_forgetting is not None:
+        yield f"{points_text(version.cumulative_forgetting)} vs best"
+    if version.origin_forgetting is not None:
+        yield f"{points_text(version.origin_forgetting)} vs origin"
+
+
 def _version_cells(version: VersionSummary) -> tuple[Text, ...]:
     marks = [mark for mark, shown in (("current", version.is_current), ("pruned", not version.has_weights)) if shown]
     cells = (
@@ -48,7 +59,7 @@ def _version_cells(version: VersionSummary) -> tuple[Text, ...]:
         f"{version.data_uri or DASH}\n{version.run_id}",
         DASH if version.rows is None else format_count(version.rows),
         DASH if version.unfreeze_rank_ratio is None else f"{version.unfreeze_rank_ratio:g}",
-        f"{points_text(version.forgetting)} (\N{LESS-THAN OR EQUAL TO} {points_text(version.forgetting_upper)})",
+        "\n".join(_forgetting_lines(version)),
         points_text(version.target_gain, signed=True),
     )
     # Text and not str: rich would read brackets in an address as markup.

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from osft.evaluation.report.formats import format_share
 from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixTask
-from osft.versions.score_text import points_text, score_text, strength
+from osft.versions.score_text import color_of, points_text, score_text
 
 NAME_CHARACTERS = 24
 """Room for a task's name beside the matrix, at least; a longer one is folded."""
@@ -25,9 +25,6 @@ CELL_SPACE = 2
 
 FIGURE_CHARACTERS = 14
 """Of the column with each task's forgetting, and the space at both ends."""
-
-COLD, WARM = (245, 243, 238), (104, 190, 156)
-"""Backgrounds of the worst and of the best score; black letters are legible on both."""
 
 LEARNT = "\N{BLACK SQUARE}"
 LEGEND = f"{LEARNT} learnt by this version. forgetting: points below the best earlier version."
@@ -69,20 +66,21 @@ def figure_lines(matrix: AccuracyMatrix) -> Iterator[str]:
         yield f"average accuracy of {last}: {format_share(figures.average_accuracy)} over {number}"
     yield f"backward transfer: {points_text(figures.backward_transfer, signed=True)} points"
     yield f"forgetting: {points_text(figures.forgetting)} points, the mean of the tasks"
-    missing = [one.task for one in figures.tasks if one.last is None]
-    if missing:
+    unasked = [task for task, one in zip(matrix.tasks, figures.tasks, strict=True) if one.last is None]
+    if missing := [task.name for task in unasked if not task.asked_until]:
         yield f"not asked of {last}, and in none of these figures: {', '.join(missing)}"
+    if changed := [task.label for task in unasked if task.asked_until]:
+        yield f"other questions since then, and in none of these figures: {', '.join(changed)}"
 
 
 def _task_name(task: MatrixTask) -> str:
-    return task.name if task.higher_is_better else f"{task.name} ({task.metric}, lower is better)"
+    return task.label if task.higher_is_better else f"{task.label} ({task.metric}, lower is better)"
 
 
 def _cell(matrix: AccuracyMatrix, task: MatrixTask, version: str, score: float | None) -> Text:
     text = score_text(matrix, task, score)
     if score is None:
         return Text(text, style="dim")
-    mark = LEARNT if version in task.learnt_in else " "
-    share = strength(matrix, task, score)
-    red, green, blue = (round(cold + share * (warm - cold)) for cold, warm in zip(COLD, WARM, strict=True))
+    mark = LEARNT if version == task.learnt_by else " "
+    red, green, blue = color_of(matrix, task, score)
     return Text(f"{mark}{text}", style=Style(color="black", bgcolor=f"rgb({red},{green},{blue})"))

@@ -50,7 +50,7 @@ def read_memory_room(version: Path, unfreeze_rank_ratio: float | None) -> Memory
     from osft.subspace.memory.budget import memory_budget
     from osft.subspace.memory.memory import SubspaceMemory
 
-    memory = SubspaceMemory.load(folder)
+    memory = SubspaceMemory.load_header(folder)
     budgets = sorted(memory_budget(memory, unfreeze_rank_ratio), key=lambda budget: -budget.used_share)
     rooms = (
         InputRoom(targets=budget.targets, used_share=_finite(budget.used_share), more_tasks=_finite(budget.more_tasks))

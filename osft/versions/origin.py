@@ -1,46 +1,31 @@
-"""What the origin of a chain scored, kept as the pseudo-version ``v0000``.
+"""What the origin of a chain scored, kept in the folder of the chain's first version.
 
-It has a lineage and measurements and no weights: the first row of the accuracy matrix, and what the forgetting of all
-later versions is measured against, without loading the origin again.
+The chain shows it as the pseudo-version ``v0000``, which has a lineage and measurements and no weights: the first
+column of the accuracy matrix, and what the forgetting of all later versions is measured against without loading the
+origin again. A model may have several chains, one after the other or after a rollback, and each keeps its own.
 """
 
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 from osft.versions.base_model import BaseModel
-from osft.versions.folders import MEASUREMENTS_FOLDER, ORIGIN_VERSION, versions_folder
-from osft.versions.lineage import LINEAGE_NAME, Lineage
-from osft.versions.removal import remove_folder
+from osft.versions.folders import MEASUREMENTS_FOLDER
 from osft.versions.retention_tasks import keep_measurements
 from osft.versions.run_record import MEASUREMENTS_OF_BASE, RunRecord
 
 
-def keep_origin(record: RunRecord, base: BaseModel, version: str) -> None:
-    """Keep what a run without a parent measured of the origin; done again, it changes nothing.
-
-    Runs from one origin add the tasks that are not known of it yet. One from another origin, which is what the current
-    chain now begins with, takes the place.
+def keep_origin(record: RunRecord, base: BaseModel, *, version: str, folder: Path) -> None:
+    """Write what a run without a parent measured of the origin.
 
     Args:
         record: the run.
         base: what it started from.
         version: name of its model.
+        folder: folder to write, in place of what is there.
     """
-    folder = versions_folder(record.workspace, base.model_name) / ORIGIN_VERSION
-    lineage = record.lineage_of_origin(version, base)
-    if (folder / LINEAGE_NAME).is_file():
-        known = Lineage.load(folder)
-        if known.has_same_origin(lineage):
-            names = {score.task for score in known.scores}
-            new = tuple(score for score in lineage.scores if score.task not in names)
-            lineage = replace(known, scores=(*known.scores, *new))
-        else:
-            remove_folder(folder)
-    _write(folder, lineage, record.folder("evaluation") / MEASUREMENTS_OF_BASE, version)
-
-
-def _write(folder: Path, lineage: Lineage, measured: Path, version: str) -> None:
-    """Write measurements first: a lineage says that they are there."""
-    folder.mkdir(exist_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    measured = record.folder("evaluation") / MEASUREMENTS_OF_BASE
     keep_measurements(measured, folder / MEASUREMENTS_FOLDER, version=version)
-    lineage.save(folder)
+    record.lineage_of_origin(version, base).save(folder)

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from osft.data.files import SEEN_ROWS_NAME
+from osft.data.files import HELD_OUT_ROWS_NAME, SEEN_ROWS_NAME, TAKEN_ROWS_NAME, TOO_LONG_ROWS_NAME
 from osft.errors import WorkspaceError
 from osft.versions.base_model import BaseModel
 from osft.versions.folders import (
     MEASUREMENTS_FOLDER,
     MEMORY_FOLDER,
+    ORIGIN_FOLDER,
     partial_name,
     published_versions,
     version_name,
@@ -32,7 +33,7 @@ from osft.versions.journal import Journal, LostRaceError
 from osft.versions.origin import keep_origin
 from osft.versions.removal import remove_folder
 from osft.versions.retention_tasks import keep_holdout, keep_measurements
-from osft.versions.run_record import MEASUREMENTS_OF_TUNED, RunRecord
+from osft.versions.run_record import MEASUREMENTS_OF_BASE, MEASUREMENTS_OF_TUNED, RunRecord
 from osft.workspace import (
     MANIFEST_NAME,
     Manifest,
@@ -105,8 +106,7 @@ def promote_model(
     promotion = _Promotion(base=pinned, training=training, record=record)
     promotion.versions.mkdir(parents=True, exist_ok=True)
     version = _promoted(promotion) or _promote(promotion)
-    if pinned.parent is None:
-        keep_origin(record, pinned, version.name)
+    _add_to_parent(promotion, version.name)
     promotion.journal.name_latest()
     _remove_partials(promotion)
     return Manifest.load(version / MANIFEST_NAME)
@@ -159,8 +159,11 @@ def _publish(promotion: _Promotion) -> Path:
     if partial.exists():
         shutil.rmtree(partial)
     model = _copy_model(promotion, partial)
-    keep_holdout(promotion.record.folder("processed"), partial)
-    shutil.copyfile(promotion.record.folder("valid") / SEEN_ROWS_NAME, partial / SEEN_ROWS_NAME)
+    processed = promotion.record.folder("processed")
+    keep_holdout(processed, partial)
+    shutil.copyfile(processed / TAKEN_ROWS_NAME, partial / SEEN_ROWS_NAME)
+    for name in (HELD_OUT_ROWS_NAME, TOO_LONG_ROWS_NAME):
+        shutil.copyfile(processed / name, partial / name)
     for number in itertools.count(_highest_number(promotion) + 1):
         version = promotion.versions / version_name(number)
         _describe(promotion, partial, version, model)
@@ -219,12 +222,14 @@ def _name_in_training(name: str) -> str:
 
 
 def _describe(promotion: _Promotion, partial: Path, version: Path, model: Sequence[ManifestFile]) -> None:
-    """Write what tells of the version by its name: measurements, lineage, manifest."""
+    """Write what tells of the version by its name: measurements, lineage, its origin's if it is the first, manifest."""
     if (measurements := partial / MEASUREMENTS_FOLDER).exists():
         shutil.rmtree(measurements)
     measured = promotion.record.folder("evaluation") / MEASUREMENTS_OF_TUNED
     keep_measurements(measured, measurements, version=version.name)
     promotion.record.lineage_as(version.name, promotion.base).save(partial)
+    if promotion.base.parent is None:
+        keep_origin(promotion.record, promotion.base, version=version.name, folder=partial / ORIGIN_FOLDER)
     Manifest(
         path=version.relative_to(promotion.record.workspace.root).as_posix(),
         files=_with_new_files(partial, model),
@@ -242,6 +247,13 @@ def _with_new_files(partial: Path, model: Sequence[ManifestFile]) -> tuple[Manif
         if name not in known
     ]
     return tuple(sorted([*model, *new], key=lambda file: file.name))
+
+
+def _add_to_parent(promotion: _Promotion, version: str) -> None:
+    """Keep what the parent answered to tasks that were added after it, with its other answers; nothing is replaced."""
+    if promotion.base.parent is not None:
+        measured = promotion.record.folder("evaluation") / MEASUREMENTS_OF_BASE
+        keep_measurements(measured, promotion.versions / promotion.base.parent / MEASUREMENTS_FOLDER, version=version)
 
 
 def _remove_partials(promotion: _Promotion) -> None:

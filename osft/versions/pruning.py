@@ -1,8 +1,11 @@
 """Keeping the storage bounded: old versions lose their weights, and old runs go.
 
 What is left of a pruned version is small and is what later runs need: its lineage, the rows that it held out, what it
-scored, the hashes of what it has seen. A version is marked as pruned first; from then on nothing starts from it, and
-its weights are deleted. A killed pruning is finished by the next one.
+scored, the hashes of what it has seen.
+
+A pruning announces what it is about to do, looks again whether anything has come to need the version, and only then
+lets it count as pruned and deletes its weights. Who begins to need a version takes the announcements back. So a version
+that is needed never counts as pruned, and a pruning that is killed is finished by the next one or leaves no trace.
 """
 
 import logging
@@ -13,22 +16,26 @@ from pathlib import Path
 
 from rich.filesize import decimal
 
-from osft.errors import ConfigError
+from osft.errors import ConfigError, WorkspaceError
 from osft.versions.folders import (
     MEMORY_FOLDER,
     PRUNED_NAME,
+    PRUNING_NAME,
+    announce_pruning,
+    claim_weights,
     partial_name,
     published_versions,
     pvc_reference,
     run_of_partial,
+    settle_pruning,
     version_number,
     versions_folder,
 )
-from osft.versions.journal import Journal
+from osft.versions.journal import Journal, promoted_models
 from osft.versions.lineage import read_lineage
 from osft.versions.removal import delete, left_aside, remove_folder, size_of
-from osft.versions.runs import RUNS_FOLDER, runs_of
-from osft.workspace import MANIFEST_NAME, Manifest, Workspace, read_json, write_json
+from osft.versions.runs import RUNS_FOLDER, runs_of, stillborn_runs
+from osft.workspace import MANIFEST_NAME, Manifest, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +55,15 @@ class PrunedItem:
 def prune(workspace: Workspace, model_name: str, *, keep_versions: int, keep_runs: int) -> list[PrunedItem]:
     """Remove what is old of one model: weights of its versions, and folders of its runs.
 
-    Never removed are the weights of the current version, of its parent, and of a version from which a run starts that
-    is under way; nor a run that is under way.
+    Never removed are the weights of the current version, of its parent, of a version from which a run starts that is
+    under way, and of one with which the chain of another model began; nor a run that is under way.
 
     Args:
         workspace: where models and runs are.
         model_name: folder name below ``models``; runs of other models stay.
         keep_versions: how many of the newest versions keep their weights; 0 keeps all.
-        keep_runs: how many of the newest finished runs keep their folder; 0 keeps all.
+        keep_runs: how many of the newest finished runs keep their folder; 0 keeps all, also those that were given up
+            before it was known of which model they are.
 
     Returns:
         What was removed.
@@ -89,47 +97,54 @@ def pruned_as_markdown(removed: Sequence[PrunedItem]) -> str:
 def _prune_runs(workspace: Workspace, model_name: str, keep: int, now: float) -> Iterator[PrunedItem]:
     runs = [run for run in runs_of(workspace) if run.base.model_name == model_name]
     finished = [run for run in runs if not run.is_under_way(now=now)]
-    for run in finished[keep:] if keep else ():
-        yield _remove(workspace, run.folder)
+    folders = [*(run.folder for run in finished[keep:]), *stillborn_runs(workspace, now=now)]
+    for folder in folders if keep else ():
+        yield from _remove(workspace, folder)
 
 
 def _prune_versions(workspace: Workspace, model_name: str, keep: int, now: float) -> Iterator[PrunedItem]:
-    """Empty the versions beyond the newest, and those that a killed pruning has marked."""
+    """Empty the versions beyond the newest, and those of which a killed pruning has left some weights."""
     folder = versions_folder(workspace, model_name)
     promoted = {entry.version for entry in Journal(workspace, model_name).entries()}
     versions = sorted(promoted, key=version_number, reverse=True)
     old = set(versions[keep:] if keep else ())
     for version in (folder / name for name in versions):
-        is_marked = (version / PRUNED_NAME).exists()
-        if (version.name in old or is_marked) and _weights(version) and _mark(workspace, version, now):
+        is_pruned = (version / PRUNED_NAME).exists()
+        if (version.name in old or is_pruned) and _weights(version) and (is_pruned or _settle(workspace, version, now)):
             yield _delete_weights(workspace, version)
 
 
-def _mark(workspace: Workspace, version: Path, now: float) -> bool:
-    """Mark a version as pruned unless it is needed; return whether its weights may go.
-
-    The mark keeps anything new from starting from the version. Only then is it known who still needs it: a rollback or
-    a run may have been a moment faster. Once that is settled, it is settled for a pruning that goes on after this one.
-    """
-    mark = version / PRUNED_NAME
-    if mark.exists() and read_json(mark)["settled"]:
-        return True
-    write_json(mark, {"settled": False})
+def _settle(workspace: Workspace, version: Path, now: float) -> bool:
+    """Let a version count as pruned unless it is needed; return whether its weights may go."""
     if version.name in _needed_versions(workspace, version.parent.name, now):
-        mark.unlink(missing_ok=True)
         return False
-    write_json(mark, {"settled": True})
-    return True
+    announcement = announce_pruning(version)
+    # A rollback or a run that began since is seen here, or else sees the announcement and takes it back.
+    if version.name in _needed_versions(workspace, version.parent.name, now):
+        claim_weights(version)
+        return False
+    return settle_pruning(announcement)
 
 
 def _needed_versions(workspace: Workspace, model_name: str, now: float) -> set[str]:
-    """Return the current version, its parent, and every version from which a run starts that is under way."""
+    """Return the current version, its parent, and every version that a run under way or another model refers to."""
+    # Runs first: what one of them starts from becomes, with its promotion, the parent or the origin that is read next.
+    under_way = [run.base for run in runs_of(workspace) if run.is_under_way(now=now)]
+    references = {reference for base in under_way for reference in (base.model, base.origin)}
+    references |= set(_origins_of_others(workspace, model_name))
     current = Journal(workspace, model_name).current()
     parent = read_lineage(workspace, model_name, current).parent if current else None
-    models = {run.base.model for run in runs_of(workspace) if run.is_under_way(now=now)}
     folder = versions_folder(workspace, model_name)
-    in_use = {name for name in published_versions(folder) if pvc_reference(workspace, folder / name) in models}
+    in_use = {name for name in published_versions(folder) if pvc_reference(workspace, folder / name) in references}
     return in_use | {name for name in (current, parent) if name}
+
+
+def _origins_of_others(workspace: Workspace, model_name: str) -> Iterator[str]:
+    """Yield what the chains of other models began with: their evaluations may ask it again."""
+    for other in promoted_models(workspace):
+        current = Journal(workspace, other).current()
+        if other != model_name and current:
+            yield read_lineage(workspace, other, current).origin
 
 
 def _weights(version: Path) -> list[Path]:
@@ -140,7 +155,7 @@ def _weights(version: Path) -> list[Path]:
 
 def _delete_weights(workspace: Workspace, version: Path) -> PrunedItem:
     item = PrunedItem(path=_relative(workspace, version), size_bytes=sum(map(size_of, _weights(version))))
-    for path in _weights(version):
+    for path in (*_weights(version), *version.glob(f"{PRUNING_NAME}*")):
         if path.is_dir():
             delete(path)
         else:
@@ -153,19 +168,32 @@ def _remove_leftovers(workspace: Workspace, model_name: str) -> Iterator[PrunedI
     folder = versions_folder(workspace, model_name)
     promoted = {entry.version for entry in Journal(workspace, model_name).entries()}
     for path in (*left_aside(workspace.root / RUNS_FOLDER), *left_aside(folder)):
-        yield _remove(workspace, path)
+        yield from _remove(workspace, path)
     for partial in folder.glob(partial_name("*", "*")):
         if not workspace.run_directory(run_of_partial(partial.name)).exists():
-            yield _remove(workspace, partial)
+            yield from _remove(workspace, partial)
     for version in (folder / name for name in published_versions(folder) if name not in promoted):
-        if not workspace.run_directory(Manifest.load(version / MANIFEST_NAME).inputs["run_id"]).exists():
-            yield _remove(workspace, version)
+        run_id = _run_of_version(version)
+        if run_id and not workspace.run_directory(run_id).exists():
+            yield from _remove(workspace, version)
 
 
-def _remove(workspace: Workspace, folder: Path) -> PrunedItem:
+def _run_of_version(version: Path) -> str | None:
+    """Return the run whose version this is; None if another process has removed it since it was listed."""
+    try:
+        run_id: str = Manifest.load(version / MANIFEST_NAME).inputs["run_id"]
+    except WorkspaceError:
+        if (version / MANIFEST_NAME).exists():
+            raise
+        return None
+    return run_id
+
+
+def _remove(workspace: Workspace, folder: Path) -> Iterator[PrunedItem]:
+    """Remove a folder; nothing is yielded if another process was faster."""
     item = PrunedItem(path=_relative(workspace, folder), size_bytes=size_of(folder))
-    remove_folder(folder)
-    return item
+    if remove_folder(folder):
+        yield item
 
 
 def _relative(workspace: Workspace, path: Path) -> str:

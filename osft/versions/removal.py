@@ -4,8 +4,11 @@ A folder is renamed aside first, to a name that nothing looks for, and deleted t
 is found by its name and removed by the next one.
 """
 
+import os
 import shutil
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from osft.workspace import sync_directory
@@ -14,23 +17,44 @@ ASIDE = ".removed."
 """In the names of folders that are being removed."""
 
 
+def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield a folder and everything in it, without what another process removes meanwhile.
+
+    ``Path.glob`` fails where a folder vanishes that it is about to list.
+
+    Raises:
+        OSError: if a folder cannot be listed for another reason; that nothing is there must not follow from it.
+    """
+    for parent, _, names in os.walk(folder, onerror=_raise_unless_gone):
+        for path in (Path(parent), *(Path(parent, name) for name in names)):
+            if status := _status(path):
+                yield path, status
+
+
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Return the bytes of a file, or of all files in a folder; 0 if it is gone."""
+    status = _status(path)
+    if status and stat.S_ISREG(status.st_mode):
+        return status.st_size
+    return sum(status.st_size for _, status in walk(path) if stat.S_ISREG(status.st_mode))
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder; that another process removes it at the same moment is no error."""
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name.lstrip('.')}{ASIDE}"))
-    try:
-        folder.rename(aside / folder.name)
-    except FileNotFoundError:
-        # The other process has renamed it, and what is wanted is done.
-        aside.rmdir()
-        return
-    sync_directory(folder.parent)
-    delete(aside)
+def remove_folder(folder: Path) -> bool:
+    """Remove a folder; return whether this process did, and not another one at the same moment."""
+    # What is itself aside already gets no longer name with each try.
+    prefix = f".{folder.name.lstrip('.').partition(ASIDE)[0]}{ASIDE}"
+    while folder.exists():
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+        try:
+            folder.rename(aside / folder.name)
+        except FileNotFoundError:
+            # Another process has renamed the folder, or has taken the new one beside it for a leftover.
+            delete(aside)
+            continue
+        sync_directory(folder.parent)
+        delete(aside)
+        return True
+    return False
 
 
 def delete(folder: Path) -> None:
@@ -46,3 +70,15 @@ def delete(folder: Path) -> None:
 def left_aside(parent: Path) -> list[Path]:
     """Return what killed removals have left in ``parent``."""
     return sorted(path for path in parent.glob(f".*{ASIDE}*") if path.is_dir())
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None

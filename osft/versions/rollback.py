@@ -9,7 +9,7 @@ import logging
 
 from osft.errors import MissingPathError, WorkspaceError
 from osft.lookup import describe_near
-from osft.versions.folders import check_model, has_weights, versions_folder
+from osft.versions.folders import check_model, claim_weights, has_weights, versions_folder
 from osft.versions.journal import Entry, Journal
 from osft.versions.lineage import read_lineage
 from osft.workspace import Workspace
@@ -49,9 +49,8 @@ def rollback(workspace: Workspace, model_name: str, version: str | None = None) 
         raise WorkspaceError(f"model '{model_name}': {target} is the current version already. Name another one.")
     _check_weights(workspace, model_name, target, promoted)
     entry = journal.replace(current, target, reason="rollback", run_id=None)
-    if not has_weights(versions_folder(workspace, model_name) / target):
-        # Pruning looks again after it has marked a version, so of it and a rollback one always sees the other. If each
-        # sees the other, the weights stay, but what is pruned and what is not is for the person to look at again.
+    if not claim_weights(versions_folder(workspace, model_name) / target):
+        # A pruning was faster, by less than it took to write the entry.
         journal.replace(target, current, reason="rollback", run_id=None)
         raise WorkspaceError(
             f"model '{model_name}': {target} was pruned as it became current, so {current} is current again. "

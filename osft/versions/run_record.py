@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from osft.errors import WorkspaceError
 from osft.versions.base_model import BASE_STEP, BaseModel
 from osft.versions.folders import ORIGIN_VERSION
 from osft.versions.lineage import Lineage, TaskScore, read_lineage
+from osft.versions.questions import question_hashes
 from osft.versions.retention_tasks import has_holdout, permanent_name, task_name
 from osft.workspace import MANIFEST_NAME, Manifest, Workspace, read_json
 
@@ -119,6 +120,8 @@ class RunRecord:
         return fingerprint
 
     def _task_scores(self, version: str) -> tuple[TaskScore, ...]:
+        names = [task["task"] for task in self.scores["tasks"]]
+        questions = question_hashes(self.folder("evaluation") / MEASUREMENTS_OF_TUNED, names)
         return tuple(
             TaskScore(
                 task=permanent_name(task["task"], version),
@@ -128,6 +131,7 @@ class RunRecord:
                 before=task["base"],
                 after=task["tuned"],
                 documents=task["n"],
+                questions=questions[task["task"]],
             )
             for task in self.scores["tasks"]
         )
@@ -140,15 +144,7 @@ class RunRecord:
 
 def _of_base(score: TaskScore) -> TaskScore:
     """Return what the base scored, as its own."""
-    return TaskScore(
-        task=score.task,
-        kind=score.kind,
-        metric=score.metric,
-        higher_is_better=score.higher_is_better,
-        before=None,
-        after=score.before if score.before is not None else score.after,
-        documents=score.documents,
-    )
+    return replace(score, before=None, after=score.before if score.before is not None else score.after)
 
 
 def _now() -> str:

@@ -1,8 +1,15 @@
-"""How a cell of the accuracy matrix is written and how strong its colour is, in the terminal and on the page."""
+"""How a cell of the accuracy matrix is written and coloured, in the terminal and on the page."""
 
 from osft.evaluation.report.formats import DASH, format_number, format_share
 from osft.evaluation.report.points import format_points
 from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixTask
+
+Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+COLD: Color = (244, 241, 234)
+WARM: Color = (109, 193, 158)
+"""Backgrounds of the worst and of the best score; dark letters are legible on both."""
 
 
 def score_text(matrix: AccuracyMatrix, task: MatrixTask, score: float | None) -> str:
@@ -22,14 +29,31 @@ def axis_text(matrix: AccuracyMatrix, task: MatrixTask, score: float) -> str:
     return f"{100 * score:.0f}%" if matrix.is_accuracy(task) else format_number(score)
 
 
-def strength(matrix: AccuracyMatrix, task: MatrixTask, score: float) -> float:
-    """Return from 0 to 1 how strong the colour of a score is.
+def ends(matrix: AccuracyMatrix, task: MatrixTask) -> tuple[float, float]:
+    """Return the worst and the best end of a task's scale: 0 and 1 for an accuracy, else what there is since learning.
 
-    An accuracy is taken as it is, another metric against the best in its column. The square of it spreads the scores
-    near the best, where most are and where losses should be seen.
+    A perplexity before learning is so high that nothing else would be seen beside it.
     """
     if matrix.is_accuracy(task):
-        return score**2
-    known = [one for one in matrix.column(task) if one is not None]
-    part, whole = (score, max(known)) if task.higher_is_better else (min(known), score)
-    return min(1.0, max(0.0, part / whole)) ** 2 if whole else 0.0
+        return 0.0, 1.0
+    column = matrix.column(task)
+    first = matrix.versions.index(task.learnt_by) if task.learnt_by in matrix.versions else 0
+    known = [score for score in column[first:] if score is not None] or [score for score in column if score is not None]
+    low, high = min(known), max(known)
+    return (low, high) if task.higher_is_better else (high, low)
+
+
+def position(matrix: AccuracyMatrix, task: MatrixTask, score: float) -> float:
+    """Return where a score lies between both ends, from 0 for the worst to 1; the middle where all are the same."""
+    worst, best = ends(matrix, task)
+    return min(1.0, max(0.0, (score - worst) / (best - worst))) if best != worst else 0.5
+
+
+def color_of(matrix: AccuracyMatrix, task: MatrixTask, score: float) -> Color:
+    """Return the background of a score."""
+    share = position(matrix, task, score)
+    if matrix.is_accuracy(task):
+        # The square spreads the scores near the best, where most are and where losses should be seen.
+        share **= 2
+    red, green, blue = (round(cold + share * (warm - cold)) for cold, warm in zip(COLD, WARM, strict=True))
+    return red, green, blue

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from osft.comparison.run_record import STEPS
+from osft.comparison.compared_run import STEPS
 from osft.evaluation.forgetting import TaskComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.workspace import MANIFEST_NAME, Manifest, Workspace, describe_files, write_json
@@ -66,6 +66,7 @@ def write_run(
     report: ForgettingReport | None = None,
     losses: tuple[float, ...] = (4.0, 2.0, 1.0),
     holdout: bytes = b"rows",
+    train: bytes = b"more rows",
     started_seconds: float = 1_800_000_000.0,
 ) -> Path:
     """Write a run as far as ``last_step``."""
@@ -90,6 +91,7 @@ def write_run(
             write_json(folder / name, content)
         if step == "processed":
             (folder / "holdout.parquet").write_bytes(holdout)
+            (folder / "train.parquet").write_bytes(train)
         if step == "training":
             write_metrics(folder, losses)
         manifest = Manifest(path=f"runs/{run_id}/{step}", files=describe_files(folder), inputs=inputs.get(step, {}))

@@ -3,8 +3,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osft.comparison.loss_curves import BLOCKS, sparkline, thin
-from osft.comparison.run_record import LossPoint
+from osft.comparison.compared_run import LossPoint
+from osft.comparison.loss_curves import BLOCKS, color_of, dash_of, sparkline, thin
 
 LOSSES = st.lists(st.floats(0, 20), max_size=50)
 
@@ -15,6 +15,10 @@ def points(losses: list[float]) -> list[LossPoint]:
 
 def test_a_line_of_blocks_falls_with_the_loss() -> None:
     assert sparkline(points([8.0, 4.0, 0.0]), 10, top=8.0) == "█▅▁"
+
+
+def test_no_two_of_twenty_one_runs_are_drawn_alike() -> None:
+    assert len({(color_of(place), dash_of(place)) for place in range(21)}) == 21
 
 
 def test_a_loss_that_is_no_number_leaves_no_block() -> None:

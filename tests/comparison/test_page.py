@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from osft.comparison.compared_run import read_run
 from osft.comparison.comparison import compare_runs
 from osft.comparison.page import write_comparison_page
-from osft.comparison.run_record import read_run
 from osft.workspace import Workspace
 from tests.comparison.runs import TASK, make_report, write_run
 
@@ -56,6 +56,19 @@ def test_names_cannot_become_elements(workspace: Workspace, tmp_path: Path) -> N
 
     assert "<b onclick" not in page
     assert "&lt;b onclick=x&gt;" in page
+
+
+def test_from_the_eighth_run_on_lines_are_dashed(workspace: Workspace, tmp_path: Path) -> None:
+    names = tuple(f"run-{number}" for number in range(8))
+    for name in names:
+        write_run(workspace, name)
+
+    page = page_of(workspace, names, tmp_path / "page.html")
+
+    # Above the column and below the picture.
+    assert page.count("border-top: 3px solid #0072b2") == 2
+    assert page.count("border-top: 3px dashed #0072b2") == 2
+    assert page.count("stroke-dasharray: 5.55") == 1
 
 
 def test_runs_that_never_trained_have_no_picture(workspace: Workspace, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from kfp import dsl
 from components.base_resolution import base_resolution
 from components.dataset_download import dataset_download
 from components.message_validation import message_validation
-from osft.errors import ConfigError
+from osft.data.increments.row_hash import hash_messages_row
+from osft.errors import ConfigError, MissingPathError
 from osft.versions.journal import Journal
 from osft.versions.lineage import Lineage
 from osft.workspace import MANIFEST_NAME, Manifest, Workspace, read_json
@@ -64,6 +65,7 @@ def validate(
     parameters = {
         "data_format": "messages", "on_invalid": "fail", "max_invalid_fraction": 0.0, "document_column": "document",
         "unmask_messages": False, "since": "", "time_column": "at", "force": False,
+        "max_seq_len": 64,
     }  # fmt: skip
     made = {"valid": dsl.Dataset, "metrics": dsl.Metrics, "report": dsl.HTML}
     outputs = {name: artifact(kind, workspace, f"{name}-{run_id}") for name, kind in made.items()}
@@ -75,8 +77,18 @@ def validate(
     return result, report
 
 
-def promote(workspace: Workspace, run_id: str, *, parent: str | None) -> str:
-    """Publish a version without weights that counts as the run's."""
+def promote(
+    workspace: Workspace, run_id: str, *, parent: str | None, held_out: bytes = b"", too_long: bytes = b""
+) -> str:
+    """Publish a version without weights that counts as the run's.
+
+    Args:
+        workspace: where the run is.
+        run_id: the run, whose validation is done.
+        parent: version before this one.
+        held_out: hash of a row that was held out.
+        too_long: hash of a row that was dropped; such a run took none.
+    """
     journal = Journal(workspace, "ours")
     version = f"v{len(journal.entries()) + 1:04d}"
     folder = workspace.models / "ours" / version
@@ -84,12 +96,14 @@ def promote(workspace: Workspace, run_id: str, *, parent: str | None) -> str:
     raw = Manifest.load(workspace.run_directory(run_id) / "raw" / MANIFEST_NAME)
     Lineage(
         model_name="ours", version=version, parent=parent, replaced=parent, origin=ORIGIN, origin_fingerprint=None,
-        run_id=run_id, promoted_at="2026-11-22T02:00:00+00:00", data={}, parameters={},
+        run_id=run_id, promoted_at="2026-11-22T02:00:00+00:00", data={}, parameters={"processed": {"max_seq_len": 64}},
         file_hashes={"raw": {file.name: file.sha256 for file in raw.files}}, software={}, learned_task=None, scores=(),
     ).save(folder)  # fmt: skip
     (folder / "model.safetensors").write_bytes(b"weights")
-    seen_rows = workspace.run_directory(run_id) / "valid/seen_rows.bin"
-    (folder / "seen_rows.bin").write_bytes(seen_rows.read_bytes())
+    seen_rows = (workspace.run_directory(run_id) / "valid/seen_rows.bin").read_bytes()
+    (folder / "seen_rows.bin").write_bytes(b"" if too_long else seen_rows)
+    (folder / "too_long_rows.bin").write_bytes(too_long)
+    (folder / "held_out_rows.bin").write_bytes(held_out)
     Manifest(path=f"models/ours/{version}", files=(), inputs={}).save(folder / MANIFEST_NAME)
     journal.replace(parent, version, reason="promotion", run_id=run_id)
     return version
@@ -143,6 +157,41 @@ def test_force_takes_the_rows_again(workspace: Workspace) -> None:
     has_new_rows, report = validate(workspace, "run-2", force=True)
 
     assert (has_new_rows, report["rows_valid"], report["rows_seen"]) == (True, 4, 4)
+
+
+def test_force_never_takes_what_an_ancestor_held_out(workspace: Workspace) -> None:
+    write_facts(workspace, range(4))
+    validate(workspace, "run-1")
+    valid = (workspace.run_directory("run-1") / "valid/valid.jsonl").read_bytes().splitlines()
+    promote(workspace, "run-1", parent=None, held_out=hash_messages_row(orjson.loads(valid[2])))
+
+    _, report = validate(workspace, "run-2", force=True)
+
+    assert (report["rows_valid"], report["rows_seen"], report["rows_seen_left_out"]) == (3, 4, 1)
+    taken = (workspace.run_directory("run-2") / "valid/valid.jsonl").read_bytes().splitlines()
+    assert taken == [valid[0], valid[1], valid[3]]
+
+
+def test_what_an_ancestor_dropped_as_too_long_is_new_to_a_run_with_more_room_only(workspace: Workspace) -> None:
+    write_facts(workspace, [1])
+    validate(workspace, "run-1")
+    row = orjson.loads((workspace.run_directory("run-1") / "valid/valid.jsonl").read_bytes())
+    promote(workspace, "run-1", parent=None, too_long=hash_messages_row(row))
+
+    told = [validate(workspace, f"run-{length}", max_seq_len=length)[0] for length in (32, 64, 65)]
+
+    assert told == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["seen_rows.bin", "held_out_rows.bin", "too_long_rows.bin"])
+def test_hashes_of_an_ancestor_that_are_gone_end_the_step(workspace: Workspace, name: str) -> None:
+    write_facts(workspace, range(4))
+    validate(workspace, "run-1")
+    promote(workspace, "run-1", parent=None)
+    (workspace.models / "ours/v0001" / name).unlink()
+
+    with pytest.raises(MissingPathError, match=rf"'models/ours/v0001/{name}' does not exist in the workspace"):
+        validate(workspace, "run-2")
 
 
 def test_a_retried_step_is_not_done_again_and_one_with_another_time_is(workspace: Workspace) -> None:

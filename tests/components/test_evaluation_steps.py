@@ -76,7 +76,8 @@ def describe_start(workspace: Workspace, model: Path, **changes: Any) -> Manifes
     start = BaseModel(
         **{
             "reference": str(model), "model": str(model), "model_name": "m", "parent": None, "current": None,
-            "origin": str(model), "memory": None, "earlier_holdouts": {}, "seen_rows": (), "ancestor_measurements": {},
+            "origin": str(model), "memory": None, "earlier_holdouts": {}, "seen_rows": (), "held_out_rows": (),
+            "too_long_rows": {}, "ancestor_measurements": {},
         } | changes
     )  # fmt: skip
     return workspace.complete("a-run", "base", inputs=as_json(start), work=start.save)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from osft.subspace.memory.memory import GroupMemory, SubspaceMemory
-from osft.versions.folders import MEMORY_FOLDER, ORIGIN_VERSION, version_name, versions_folder
+from osft.versions.folders import MEMORY_FOLDER, ORIGIN_FOLDER, ORIGIN_VERSION, version_name, versions_folder
 from osft.versions.journal import Journal
 from osft.versions.lineage import Lineage, TaskScore
 from osft.workspace import MANIFEST_NAME, Manifest, Workspace
@@ -17,7 +17,9 @@ LEARNT_SCORES = (0.0, 1.0, 0.93, 0.9, 0.84, 0.8, 0.79, 0.77, 0.75, 0.74, 0.73)
 
 
 def make_score(task: str, after: float, *, before: float | None = None, **fields: Any) -> TaskScore:
-    values: dict[str, Any] = {"kind": "retention", "metric": "acc", "higher_is_better": True, "documents": 100}
+    values: dict[str, Any] = {
+        "kind": "retention", "metric": "acc", "higher_is_better": True, "documents": 100, "questions": "q",
+    }  # fmt: skip
     return TaskScore(task=task, before=before, after=after, **values | fields)
 
 
@@ -46,17 +48,21 @@ def make_lineage(
         software={"torch": "2.13"},
         learned_task=f"holdout_{version_name(number)}" if number else None,
         scores=tuple(scores),
-        evaluation=evaluation or {"forgetting": 0.012, "forgetting_upper": 0.031, "target_gain": 0.99},
+        evaluation=evaluation or _judged(number),
     )
 
 
+def _judged(number: int) -> dict[str, float]:
+    """Return what the evaluation of version ``number`` found; the first has no version before its parent."""
+    found = {"forgetting": 0.012, "forgetting_upper": 0.031, "target_gain": 0.99}
+    return found | ({"cumulative_forgetting": 0.039, "origin_forgetting": 0.024} if number > 1 else {})
+
+
 def write_version(workspace: Workspace, lineage: Lineage, *, has_weights: bool = True) -> None:
-    """Publish an empty version with this lineage; all but the origin's become current."""
+    """Publish an empty version with this lineage, which becomes current."""
     folder = versions_folder(workspace, lineage.model_name) / lineage.version
     folder.mkdir(parents=True)
     lineage.save(folder)
-    if lineage.version == ORIGIN_VERSION:
-        return
     if has_weights:
         (folder / "model.safetensors").write_bytes(b"weights")
     Manifest(path=f"models/{lineage.model_name}/{lineage.version}", files=(), inputs={}).save(folder / MANIFEST_NAME)
@@ -87,22 +93,27 @@ def five_domains(versions: int = 5) -> list[Lineage]:
 
 
 def write_chain(workspace: Workspace, chain: Sequence[Lineage]) -> None:
-    """Publish a chain, oldest first; the last one is current."""
-    for lineage in chain:
+    """Publish a chain, oldest first; the last one is current, and the first keeps the origin."""
+    versions = [lineage for lineage in chain if lineage.version != ORIGIN_VERSION]
+    for lineage in versions:
         write_version(workspace, lineage)
+    for origin in (lineage for lineage in chain if lineage.version == ORIGIN_VERSION):
+        folder = versions_folder(workspace, origin.model_name) / versions[0].version / ORIGIN_FOLDER
+        folder.mkdir()
+        origin.save(folder)
 
 
-def write_memory(workspace: Workspace, version: str, ranks: Mapping[tuple[str, ...], int]) -> None:
-    """Give a version a memory of one task that needs ``ranks`` of eight directions, by the weights that share them."""
+def write_memory(workspace: Workspace, version: str, needed: Mapping[tuple[str, ...], tuple[int, ...]]) -> None:
+    """Give a version a memory of which each task needed so many of eight directions, by the weights that share them."""
     groups = tuple(
         GroupMemory(
             targets=targets,
-            directions=torch.eye(8, rank, dtype=torch.bfloat16),
-            eigenvalues=torch.full((rank,), 1.0 / rank),
+            directions=torch.eye(8, history[-1], dtype=torch.bfloat16),
+            eigenvalues=torch.full((history[-1],), 1.0 / history[-1]),
             residual=0.0,
-            needed=(rank,),
+            needed=history,
         )
-        for targets, rank in ranks.items()
+        for targets, history in needed.items()
     )
     folder = versions_folder(workspace, "demo") / version / MEMORY_FOLDER
-    SubspaceMemory(groups=groups, tasks=1, tokens=100).save(folder)
+    SubspaceMemory(groups=groups, tasks=len(next(iter(needed.values()))), tokens=100).save(folder)

@@ -48,10 +48,11 @@ def finish_run(
     def write_rows(directory: Path) -> None:
         write_json(directory / "source.json", {"uri": "x.jsonl", "sha256": "00", "rows": 9})
 
-    def write_seen_rows(directory: Path) -> None:
-        (directory / "seen_rows.bin").write_bytes(run_id.encode().ljust(16))
-
-    def write_holdout(directory: Path) -> None:
+    def write_processed(directory: Path) -> None:
+        held_out = f"heldout {run_id}".encode()
+        (directory / "taken_rows.bin").write_bytes(f"trained {run_id}".encode() + held_out)
+        (directory / "held_out_rows.bin").write_bytes(held_out)
+        (directory / "too_long_rows.bin").write_bytes(b"")
         columns = {"input_ids": [[1, 2]], "labels": [[-100, 2]], "row": [1]}
         rows = pa.table(columns).slice(0, 0) if held_out_rows == 0 else pa.table(columns)
         pq.write_table(pa.concat_tables([rows] * max(1, held_out_rows)), directory / "holdout.parquet")
@@ -75,8 +76,8 @@ def finish_run(
             save_measurements({name: measure(name, score) for name, _ in tasks}, directory / "measurements" / model)
 
     workspace.complete(run_id, "raw", inputs={"uri": "x.jsonl"}, work=write_rows)
-    workspace.complete(run_id, "valid", inputs={}, work=write_seen_rows)
-    workspace.complete(run_id, "processed", inputs={}, work=write_holdout)
+    workspace.complete(run_id, "valid", inputs={}, work=lambda directory: None)
+    workspace.complete(run_id, "processed", inputs={"max_seq_len": 64}, work=write_processed)
     workspace.complete(run_id, "baseline", inputs={}, work=write_baseline)
     training = workspace.complete(run_id, "training", inputs={"learning_rate": 1e-3}, work=write_model)
     evaluation = workspace.complete(run_id, "evaluation", inputs={"trained": training.fingerprint}, work=write_scores)

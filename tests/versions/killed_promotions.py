@@ -70,7 +70,7 @@ def describe(workspace: Workspace) -> dict[str, Any]:
     versions = workspace.models / MODEL
     names = {path.name for path in versions.iterdir() if path.is_dir()}
     return {
-        "folders": sorted(names - {"history", "v0000"}),
+        "folders": sorted(names - {"history"}),
         "journal": [[entry.version, entry.run_id] for entry in Journal(workspace, MODEL).entries()],
         "latest": (versions / "latest").read_text(),
     }

@@ -6,8 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixTask, matrix_of
-from osft.versions.lineage import TaskScore
+from osft.versions.lineage import chain_of
+from osft.versions.promotion import promote_model
+from osft.workspace import Workspace
 from tests.versions.chains import five_domains, make_lineage, make_score
+from tests.versions.finished_runs import MODEL, ORIGIN, begin_run, finish_run, promote
 
 VERSIONS = ("v0000", "v0001", "v0002", "v0003")
 ACCURACIES = st.floats(0, 1, allow_subnormal=False)
@@ -31,8 +34,8 @@ def matrices(draw: st.DrawFn) -> AccuracyMatrix:
     tasks, columns = [], []
     for place in range(draw(st.integers(1, 4))):
         higher_is_better = draw(st.booleans())
-        learnt = draw(st.sampled_from([(), *((version,) for version in VERSIONS[1:rows])]))
-        tasks.append(MatrixTask(name=f"t{place}", metric="m", higher_is_better=higher_is_better, learnt_in=learnt))
+        learnt = draw(st.sampled_from([None, *VERSIONS[1:rows]]))
+        tasks.append(MatrixTask(name=f"t{place}", metric="m", higher_is_better=higher_is_better, learnt_by=learnt))
         cell = st.none() | (ACCURACIES if higher_is_better else PERPLEXITIES)
         columns.append(draw(st.lists(cell, min_size=rows, max_size=rows)))
     return AccuracyMatrix(versions=VERSIONS[:rows], tasks=tuple(tasks), scores=tuple(zip(*columns, strict=True)))
@@ -45,7 +48,7 @@ def test_a_chain_becomes_a_matrix_with_a_row_a_version_and_the_origin_first() ->
 
     assert found.versions == ("v0000", "v0001", "v0002")
     assert [task.name for task in found.tasks] == ["country_code", "country_capital", "holdout_v0001", "holdout_v0002"]
-    assert [task.learnt_in for task in found.tasks] == [(), (), ("v0001",), ("v0002",)]
+    assert [task.learnt_by for task in found.tasks] == [None, None, "v0001", "v0002"]
     assert found.scores[0] == (1.0, 0.972, 0.0, None)
     assert found.scores[2] == (0.976, 0.948, 0.93, 1.0)
 
@@ -93,18 +96,68 @@ def test_figures_of_a_chain_are_those_of_the_papers() -> None:
 
 
 def test_forgetting_is_against_the_best_earlier_version_and_transfer_against_the_one_that_learnt() -> None:
-    found = matrix([0.1, 0.7, 0.9, 0.8], learnt_in=("v0001",)).figures().tasks[0]
+    found = matrix([0.1, 0.7, 0.9, 0.8], learnt_by="v0001").figures().tasks[0]
 
     assert (found.best, found.best_version) == (0.9, "v0002")
     assert found.forgetting == pytest.approx(0.1)
     assert found.transfer == pytest.approx(0.1)
 
 
-def test_a_task_that_was_learnt_again_counts_from_then_on() -> None:
-    found = matrix([0.1, 0.9, 0.8, 0.7], learnt_in=("v0001", "v0002")).figures().tasks[0]
+def test_a_task_that_every_version_is_trained_on_counts_as_learnt_by_the_first_of_them() -> None:
+    chain = [make_lineage(0, [make_score("medicine", 0.3)], parent=None)]
+    for number, score in enumerate((0.5, 0.4, 0.35), start=1):
+        chain.append(make_lineage(number, [make_score("medicine", score, kind="target")]))
 
-    assert found.transfer == pytest.approx(-0.1)
-    assert found.forgetting == pytest.approx(0.2)
+    found = matrix_of(chain)
+
+    assert found.tasks[0].learnt_by == "v0001"
+    figures = found.figures().tasks[0]
+    assert figures.forgetting == pytest.approx(0.15)
+    assert figures.transfer == pytest.approx(-0.15)
+
+
+def test_scores_on_other_questions_have_a_column_of_their_own() -> None:
+    few = make_lineage(1, [make_score("exam", 0.90, before=0.91, documents=100, questions="first 100")])
+    many = make_lineage(2, [make_score("exam", 0.70, before=0.71, documents=14_000, questions="all")])
+
+    found = matrix_of([few, many])
+
+    assert [task.label for task in found.tasks] == ["exam (until v0001)", "exam"]
+    assert found.scores == ((0.91, None), (0.90, 0.71), (None, 0.70))
+    assert found.figures().forgetting == pytest.approx(0.01)
+    assert found.figures().backward_transfer == pytest.approx(-0.01)
+
+
+def test_edited_questions_of_the_same_number_are_other_questions() -> None:
+    chain = [make_lineage(number, [make_score("exam", 0.9, questions=f"q{number}")]) for number in (1, 2)]
+
+    found = matrix_of(chain)
+
+    assert found.scores == ((0.9, None), (None, 0.9))
+    assert found.figures().forgetting is None
+
+
+def test_a_task_that_was_learnt_before_its_questions_changed_can_be_forgotten_at_once() -> None:
+    first = make_lineage(1, [make_score("medicine", 0.5, before=0.3, kind="target", questions="few")])
+    second = make_lineage(2, [make_score("medicine", 0.4, before=0.6, kind="target", questions="many")])
+
+    figures = matrix_of([first, second]).figures().tasks[1]
+
+    assert figures.forgetting == pytest.approx(0.2)
+    assert figures.transfer == pytest.approx(-0.2)
+
+
+def test_a_second_chain_from_the_same_origin_has_no_columns_of_the_first(workspace: Workspace) -> None:
+    promote(workspace, "run-a")
+    base = begin_run(workspace, "run-b", model_base=ORIGIN)
+    training, evaluation = finish_run(workspace, "run-b")
+    promote_model(workspace, run_id="run-b", model_name=MODEL, base=base, training=training, evaluation=evaluation)
+
+    found = matrix_of(chain_of(workspace, MODEL))
+
+    assert found.versions == ("v0000", "v0002")
+    assert [task.label for task in found.tasks] == ["parity", "holdout_v0002"]
+    assert found.scores == ((0.5, 0.5), (0.75, 0.75))
 
 
 def test_a_gain_is_no_forgetting_and_makes_up_for_none() -> None:
@@ -143,15 +196,6 @@ def test_what_the_last_version_was_not_asked_is_in_no_figure() -> None:
     assert (found.average_accuracy, found.backward_transfer, found.forgetting) == (None, None, None)
 
 
-def test_the_matrix_of_an_earlier_version_has_no_tasks_that_were_learnt_later() -> None:
-    whole = matrix_of(five_domains(versions=3))
-
-    earlier = whole.up_to("v0001")
-
-    assert [task.name for task in earlier.tasks] == ["country_code", "country_capital", "holdout_v0001"]
-    assert earlier == matrix_of(five_domains(versions=1))
-
-
 def test_a_matrix_whose_cells_do_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("1 rows of [2] cells for 1 versions and 1 tasks")):
         AccuracyMatrix(versions=("v0001",), tasks=(MatrixTask(name="a", metric="acc"),), scores=((1.0, 0.5),))
@@ -164,7 +208,7 @@ def test_figures_come_from_known_cells_alone(found: AccuracyMatrix) -> None:
     known = [row for row in found.scores[-1] if row is not None]
     for task, one in zip(found.tasks, figures.tasks, strict=True):
         earlier = [score for score in found.column(task)[:-1] if score is not None]
-        assert (one.forgetting is None) == (one.last is None or not earlier or found.versions[-1] in task.learnt_in)
+        assert (one.forgetting is None) == (one.last is None or not earlier or found.versions[-1] == task.learnt_by)
         assert one.best is None or one.best == (max if task.higher_is_better else min)(earlier)
         assert one.forgetting is None or 0 <= one.forgetting < math.inf
     assert figures.average_accuracy is None or 0 <= figures.average_accuracy <= 1
@@ -199,10 +243,6 @@ def test_where_lower_is_better_the_lowest_earlier_score_is_the_best(column: list
 
 
 def test_the_origin_learns_nothing_whatever_its_tasks_are_called() -> None:
-    score = TaskScore(
-        task="elements", kind="target", metric="acc", higher_is_better=True, before=None, after=0.0, documents=3
-    )
+    found = matrix_of([make_lineage(0, [make_score("elements", 0.0, kind="target")], parent=None)])
 
-    found = matrix_of([make_lineage(0, [score], parent=None)])
-
-    assert found.tasks[0].learnt_in == ()
+    assert found.tasks[0].learnt_by is None

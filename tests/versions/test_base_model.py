@@ -7,6 +7,7 @@ import pytest
 
 from osft.errors import ConfigError, MissingPathError, WorkspaceError
 from osft.versions.base_model import BaseModel, resolve_base
+from osft.versions.folders import announce_pruning, has_weights, settle_pruning
 from osft.versions.pruning import prune
 from osft.versions.rollback import rollback
 from osft.workspace import Workspace
@@ -28,7 +29,8 @@ def test_a_model_from_outside_is_taken_as_it_is(workspace: Workspace, model: str
 
     assert (base.reference, base.model, base.origin) == (model, model, model)
     assert (base.parent, base.current, base.memory) == (None, None, None)
-    assert (base.earlier_holdouts, base.seen_rows, base.ancestor_measurements) == ({}, (), {})
+    assert (base.earlier_holdouts, base.ancestor_measurements) == ({}, {})
+    assert (base.seen_rows, base.held_out_rows, base.too_long_rows) == ((), (), {})
 
 
 def test_the_origin_stands_in_while_nothing_is_promoted(workspace: Workspace) -> None:
@@ -52,9 +54,13 @@ def test_the_current_version_comes_with_what_it_and_its_ancestors_left(workspace
         ("holdout_v0002", "models/ours/v0002/holdout"),
     ]
     assert base.seen_rows == ("models/ours/v0001/seen_rows.bin", "models/ours/v0002/seen_rows.bin")
-    assert base.ancestor_measurements == {
-        version: f"models/ours/{version}/measurements" for version in ("v0000", "v0001", "v0002")
-    }
+    assert base.held_out_rows == ("models/ours/v0001/held_out_rows.bin", "models/ours/v0002/held_out_rows.bin")
+    assert base.too_long_rows == {f"models/ours/{version}/too_long_rows.bin": 64 for version in ("v0001", "v0002")}
+    assert list(base.ancestor_measurements.items()) == [
+        ("v0000", "models/ours/v0001/origin/measurements"),
+        ("v0001", "models/ours/v0001/measurements"),
+        ("v0002", "models/ours/v0002/measurements"),
+    ]
 
 
 def test_a_run_that_is_retried_keeps_what_it_began_with(workspace: Workspace) -> None:
@@ -100,9 +106,83 @@ def test_a_run_that_begins_from_another_models_version_starts_a_chain_of_its_own
     assert base.earlier_holdouts == {}
 
 
+@pytest.mark.parametrize("origin", ["pvc://models/ours/v0001", "{workspace}/models/ours/v0001"])
+def test_an_origin_that_is_another_models_version_comes_with_its_memory(workspace: Workspace, origin: str) -> None:
+    promote(workspace, "run-a", memory=True)
+
+    base = resolve(workspace, "promoted://theirs", origin=origin.format(workspace=workspace.root), model_name="theirs")
+
+    assert (base.model, base.origin) == ("pvc://models/ours/v0001", "pvc://models/ours/v0001")
+    assert (base.parent, base.memory) == (None, "models/ours/v0001/memory")
+
+
+@pytest.mark.parametrize(
+    ("reference", "starts"),
+    [("org/other", "org/other"), ("pvc://models/ours/v0001", "pvc://models/ours/v0001")],
+)
+def test_a_run_that_does_not_start_from_the_current_version_says_what_that_means(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture, reference: str, starts: str
+) -> None:
+    for run_id in ("run-a", "run-b"):
+        promote(workspace, run_id)
+
+    resolve(workspace, reference)
+
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        f"'ours': the run starts from {starts} and not from the current version v0002. If it passes, its model "
+        "replaces v0002, and later runs do not have what v0002 learnt. To go on from it, set model_base to "
+        "promoted://ours."
+    ]
+
+
+def test_a_run_that_goes_on_with_its_chain_warns_of_nothing(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(workspace, "run-a")
+
+    resolve(workspace, "promoted://ours")
+
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_a_misspelt_name_does_not_start_from_the_origin(workspace: Workspace) -> None:
+    promote(workspace, "run-a")
+
+    with pytest.raises(
+        ConfigError,
+        match="model_base is 'promoted://our', of which nothing is promoted, and promote_model_name is 'ours'. "
+        r"Did you mean ours\?",
+    ):
+        resolve(workspace, "promoted://our")
+    assert not (workspace.root / "runs/new/base").exists()
+
+
+def test_a_run_takes_back_a_pruning_that_has_only_been_announced(workspace: Workspace) -> None:
+    promote(workspace, "run-a")
+    version = workspace.models / "ours/v0001"
+    announcement = announce_pruning(version)
+
+    resolve(workspace, "promoted://ours")
+
+    assert not settle_pruning(announcement)
+    assert has_weights(version)
+
+
+def test_a_run_whose_version_was_pruned_meanwhile_is_told_so(workspace: Workspace) -> None:
+    promote(workspace, "run-a")
+    resolve(workspace, "promoted://ours")
+    settle_pruning(announce_pruning(workspace.models / "ours/v0001"))
+
+    with pytest.raises(
+        WorkspaceError, match="'pvc://models/ours/v0001': its weights were pruned after this run had begun. Start a new"
+    ):
+        resolve(workspace, "promoted://ours")
+
+
 def test_what_a_version_never_had_is_left_out(workspace: Workspace) -> None:
     promote(workspace, "run-a", held_out_rows=0)
-    shutil.rmtree(workspace.models / "ours/v0000")
+    shutil.rmtree(workspace.models / "ours/v0001/origin")
     shutil.rmtree(workspace.models / "ours/v0001/measurements")
 
     base = resolve(workspace, "promoted://ours")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osft.errors import WorkspaceError
-from osft.versions.journal import Entry, Journal, LostRaceError
+from osft.versions.journal import Entry, Journal, LostRaceError, promoted_models
 from osft.workspace import Workspace
 
 VERSIONS = st.sampled_from(["v0001", "v0002", "v0003"])
@@ -109,8 +109,28 @@ def test_who_loses_is_told_what_is_current_now(workspace: Workspace) -> None:
 
 
 def test_a_version_that_is_gone_from_an_empty_journal_is_an_error(workspace: Workspace) -> None:
-    with pytest.raises(LostRaceError, match=r"the current version still, but none is\. Start a new run"):
+    with pytest.raises(LostRaceError, match=r"the current version still, but none is\. Start a new run \(not a retry"):
         Journal(workspace, "ours").check("v0001")
+
+
+def test_versions_that_an_older_osft_promoted_are_not_passed_over(workspace: Workspace) -> None:
+    (workspace.models / "ours").mkdir(parents=True)
+    (workspace.models / "ours/latest").write_text("v0003\n")
+
+    with pytest.raises(
+        WorkspaceError,
+        match=r"models/ours names a current version in 'latest' and has no journal: an older osft promoted it\. "
+        "Move models/ours away, or promote under another name",
+    ):
+        Journal(workspace, "ours").current()
+
+
+def test_models_are_known_by_their_journals(workspace: Workspace) -> None:
+    promote(Journal(workspace, "ours"), "v0001")
+    promote(Journal(workspace, "theirs"), "v0001")
+    (workspace.models / "notes").mkdir()
+
+    assert promoted_models(workspace) == ["ours", "theirs"]
 
 
 def test_a_file_system_without_hard_links_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

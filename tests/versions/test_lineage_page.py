@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from osft.evaluation.report.formats import format_number
 from osft.versions.chain_summary import summarize_chain
 from osft.versions.lineage_page import write_lineage_page
+from osft.versions.score_text import COLD, WARM
 from osft.workspace import Workspace
 from tests.versions.chains import five_domains, make_lineage, make_score, write_chain, write_memory
 
@@ -29,6 +31,7 @@ def test_the_page_has_the_matrix_the_lines_and_the_versions(workspace: Workspace
     assert page.count("<svg") == 5
     assert "country_code: v0000 100.0%, v0001 98.8%, v0002 97.6%, v0003 96.4%" in page
     assert "s3://bucket/domains/3.jsonl" in page
+    assert page.count("≤ 3.1<br>3.9 vs best<br>2.4 vs origin") == 2
 
 
 def test_the_page_loads_nothing_and_is_the_same_each_time(workspace: Workspace, tmp_path: Path) -> None:
@@ -76,9 +79,25 @@ def test_what_was_scored_before_learning_does_not_press_the_rest_together(worksp
     assert 'points="147.0,12.0 250.0,88.0"' in page
 
 
+def test_scores_below_zero_are_coloured_by_which_is_better(workspace: Workspace, tmp_path: Path) -> None:
+    values = (-3.2, -9.6, -6.4)
+    chain = [
+        make_lineage(number, [make_score("text", value, metric="loglikelihood")])
+        for number, value in enumerate(values, start=1)
+    ]
+    write_chain(workspace, chain)
+
+    page = page_of(workspace, tmp_path / "page.html")
+
+    halfway = tuple(round((cold + warm) / 2) for cold, warm in zip(COLD, WARM, strict=True))
+    for color, value in zip((WARM, COLD, halfway), values, strict=True):
+        red, green, blue = color
+        assert f'background: rgb({red}, {green}, {blue})">{format_number(value)}<' in page
+
+
 def test_the_page_shows_the_room_in_the_memory(workspace: Workspace, tmp_path: Path) -> None:
     write_chain(workspace, five_domains(versions=1))
-    write_memory(workspace, "v0001", {("layers.0.q", "layers.0.k"): 3})
+    write_memory(workspace, "v0001", {("layers.0.q", "layers.0.k"): (3,)})
 
     page = page_of(workspace, tmp_path / "page.html")
 

@@ -8,6 +8,7 @@ from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixTask
 from osft.versions.chain_summary import ChainSummary, summarize_chain
 from osft.versions.lineage_table import render_lineage
 from osft.versions.matrix_table import figure_lines, render_matrix
+from osft.versions.score_text import COLD, WARM
 from osft.workspace import Workspace
 from tests.versions.chains import five_domains, make_lineage, make_score, write_chain
 
@@ -35,7 +36,9 @@ def test_the_table_shows_versions_matrix_and_figures(workspace: Workspace) -> No
 
     assert "demo, from org/base-model" in lines
     assert "v0001 origin s3://bucket/domains/1.jsonl 301 0.25 1.2 (≤ 3.1) +99.0" in lines
-    assert "current" in lines
+    assert "v0003 v0002 s3://bucket/domains/3.jsonl 303 0.25 1.2 (≤ 3.1) +99.0" in lines
+    assert "2026-03-04 6f1c2b0e-0000-4000-8000-000000000003 3.9 vs best" in lines
+    assert "current 2.4 vs origin" in lines
     assert "task v0000 v0001 v0002 v0003 forgetting" in lines
     assert "holdout_v0001 0.0% ■100.0% 93.0% 90.0% 10.0" in lines
     assert "holdout_v0003 — — 0.0% ■100.0% —" in lines
@@ -73,8 +76,8 @@ def test_cells_are_coloured_by_how_good_they_are(workspace: Workspace) -> None:
     lines = drawn(summarize_chain(workspace, "demo"), width=100, colors=True)
 
     cells = next(line for line in lines if "holdout_v0001" in line)
-    assert "48;2;245;243;238" in cells
-    assert "48;2;104;190;156" in cells
+    for color in (COLD, WARM):
+        assert f"48;2;{';'.join(map(str, color))}" in cells
 
 
 def test_brackets_in_names_are_shown_as_they_are(workspace: Workspace) -> None:
@@ -91,3 +94,14 @@ def test_what_the_last_version_was_not_asked_is_named(workspace: Workspace) -> N
     lines = drawn_lines(summarize_chain(workspace, "demo"))
 
     assert "not asked of v0002, and in none of these figures: old" in lines
+
+
+def test_a_task_whose_questions_changed_is_told_apart_and_named(workspace: Workspace) -> None:
+    chain = [make_lineage(number, [make_score("exam", 0.5, questions=f"q{number}")]) for number in (1, 2)]
+    write_chain(workspace, chain)
+
+    lines = drawn_lines(summarize_chain(workspace, "demo"))
+
+    assert "exam (until v0001) 50.0% — —" in lines
+    assert "exam — 50.0% —" in lines
+    assert "other questions since then, and in none of these figures: exam (until v0001)" in lines

@@ -7,6 +7,7 @@ import pytest
 from osft.errors import WorkspaceError
 from osft.evaluation.identity import model_fingerprint
 from osft.evaluation.measurement import TaskMeasurement
+from osft.versions.base_model import BaseModel
 from osft.versions.journal import Journal, LostRaceError
 from osft.versions.lineage import chain_of, read_lineage
 from osft.versions.promotion import promote_model
@@ -59,9 +60,13 @@ def test_a_version_carries_what_the_runs_after_it_need(workspace: Workspace) -> 
     version = workspace.models / "ours/v0001"
     assert {file.name for file in manifest.files} == {
         "config.json", "model.safetensors", "lineage.json", "memory/memory.safetensors", "seen_rows.bin",
-        "holdout/holdout.parquet", "measurements/parity.parquet", "measurements/holdout_v0001.parquet",
+        "held_out_rows.bin", "too_long_rows.bin", "holdout/holdout.parquet", "measurements/parity.parquet",
+        "measurements/holdout_v0001.parquet", "origin/lineage.json", "origin/measurements/parity.parquet",
+        "origin/measurements/holdout_v0001.parquet",
     }  # fmt: skip
     assert (version / "memory/memory.safetensors").read_text() == "memory of run-a"
+    assert (version / "seen_rows.bin").read_bytes() == b"trained run-aheldout run-a"
+    assert (version / "held_out_rows.bin").read_bytes() == b"heldout run-a"
     assert TaskMeasurement.load(version / "measurements/holdout_v0001.parquet").task == "holdout_v0001"
     # The evaluation after the promotion knows the model as the one that was trained.
     trained = workspace.root / "runs/run-a/training/final"
@@ -86,37 +91,49 @@ def test_the_origin_becomes_a_version_without_weights_that_knows_what_it_scored(
         ("parity", None, 0.5),
         ("holdout_v0001", None, 0.5),
     ]
-    folder = workspace.models / "ours/v0000"
+    folder = workspace.models / "ours/v0001/origin"
     assert TaskMeasurement.load(folder / "measurements/holdout_v0001.parquet").value == 0.5
     assert not list(folder.glob("*.safetensors"))
 
 
-def test_a_second_chain_from_another_origin_does_not_take_the_first_ones_scores_for_its_own(
-    workspace: Workspace,
-) -> None:
+def test_each_chain_keeps_what_its_own_origin_scored(workspace: Workspace) -> None:
     promote(workspace, "run-a")
     base = begin_run(workspace, "run-b", model_base="org/other")
     training, evaluation = finish_run(workspace, "run-b", fingerprint="other's")
     promote_model(workspace, run_id="run-b", model_name=MODEL, base=base, training=training, evaluation=evaluation)
 
-    assert [lineage.version for lineage in chain_of(workspace, MODEL, "v0001")] == ["v0001"]
-    assert [(one.version, one.origin) for one in chain_of(workspace, MODEL)] == [
-        ("v0000", "org/other"),
-        ("v0002", "org/other"),
-    ]
+    second = [(one.version, one.origin) for one in chain_of(workspace, MODEL)]
+    rollback(workspace, MODEL, "v0001")
+    first = [(one.version, one.origin) for one in chain_of(workspace, MODEL)]
+
+    assert second == [("v0000", "org/other"), ("v0002", "org/other")]
+    assert first == [("v0000", "org/base"), ("v0001", "org/base")]
+    start = BaseModel.load(workspace.resolve(begin_run(workspace, "run-c").path))
+    assert start.ancestor_measurements["v0000"] == "models/ours/v0001/origin/measurements"
 
 
-def test_a_second_run_from_the_same_origin_adds_what_it_measured_of_it(workspace: Workspace) -> None:
+def test_what_the_parent_answers_to_tasks_that_are_new_joins_its_other_answers(workspace: Workspace) -> None:
     promote(workspace, "run-a")
-    base = begin_run(workspace, "run-b", model_base="org/base")
-    training, evaluation = finish_run(workspace, "run-b")
-    promote_model(workspace, run_id="run-b", model_name=MODEL, base=base, training=training, evaluation=evaluation)
+    measurements = workspace.models / "ours/v0001/measurements"
+    before = {path.name: path.read_bytes() for path in measurements.iterdir()}
 
-    origin = read_lineage(workspace, MODEL, "v0000")
+    promote(workspace, "run-b")
 
-    assert [score.task for score in origin.scores] == ["parity", "holdout_v0001", "holdout_v0002"]
-    measured = {path.stem for path in (workspace.models / "ours/v0000/measurements").iterdir()}
-    assert measured == {"parity", "holdout_v0001", "holdout_v0002"}
+    after = {path.name: path.read_bytes() for path in measurements.iterdir()}
+    assert set(after) - set(before) == {"holdout_v0002.parquet"}
+    assert TaskMeasurement.load(measurements / "holdout_v0002.parquet").value == 0.5
+    assert {name: after[name] for name in before} == before
+
+
+def test_what_the_parent_answers_is_kept_by_a_promotion_that_was_killed_before(workspace: Workspace) -> None:
+    for run_id in ("run-a", "run-b"):
+        promote(workspace, run_id)
+    added = workspace.models / "ours/v0001/measurements/holdout_v0002.parquet"
+    added.unlink()
+
+    promote_again(workspace, "run-b")
+
+    assert added.exists()
 
 
 def test_a_run_is_promoted_once(workspace: Workspace) -> None:
@@ -124,7 +141,7 @@ def test_a_run_is_promoted_once(workspace: Workspace) -> None:
     again = promote_again(workspace, "run-a")
 
     assert first == again
-    assert folders_of(workspace) == {"v0000", "v0001", "history", "latest"}
+    assert folders_of(workspace) == {"v0001", "history", "latest"}
 
 
 def test_a_run_that_was_promoted_stays_so_when_others_followed(workspace: Workspace) -> None:
@@ -147,10 +164,10 @@ def test_the_slower_of_two_runs_is_not_promoted_and_is_told_who_won(workspace: W
     with pytest.raises(
         LostRaceError,
         match=r"models/ours: v0001 was to be the current version still, but v0002 is, by the promotion of run 'run-c' "
-        r"at \S+\. Start a new run: it begins from v0002\.",
+        r"at \S+\. Start a new run \(not a retry of this one\)\.",
     ):
         promote_again(workspace, "run-b")
-    assert folders_of(workspace) == {"v0000", "v0001", "v0002", "history", "latest"}
+    assert folders_of(workspace) == {"v0001", "v0002", "history", "latest"}
 
 
 def test_a_run_that_began_before_anything_was_promoted_loses_against_the_first_version(workspace: Workspace) -> None:

@@ -9,11 +9,11 @@ from threading import Barrier
 import pytest
 
 from osft.errors import MissingPathError, WorkspaceError
-from osft.versions.folders import has_weights
+from osft.versions.folders import announce_pruning, has_weights, settle_pruning
 from osft.versions.journal import Journal
 from osft.versions.pruning import prune
 from osft.versions.rollback import rollback
-from osft.workspace import Workspace, write_json
+from osft.workspace import Workspace
 from tests.versions.finished_runs import MODEL, promote
 
 
@@ -98,7 +98,7 @@ def test_a_rollback_onto_weights_that_are_pruned_at_that_moment_is_taken_back(
     link = Path.hardlink_to
 
     def link_after_pruning(self: Path, target: Path) -> None:
-        write_json(chained.models / "ours/v0001/pruned.json", {"settled": False})
+        settle_pruning(announce_pruning(chained.models / "ours/v0001"))
         link(self, target)
 
     monkeypatch.setattr(Path, "hardlink_to", link_after_pruning)
@@ -106,6 +106,16 @@ def test_a_rollback_onto_weights_that_are_pruned_at_that_moment_is_taken_back(
     with pytest.raises(WorkspaceError, match="v0001 was pruned as it became current, so v0003 is current again"):
         rollback(chained, MODEL, "v0001")
     assert [entry.version for entry in Journal(chained, MODEL).entries()][3:] == ["v0001", "v0003"]
+
+
+def test_a_rollback_takes_back_a_pruning_that_has_only_been_announced(chained: Workspace) -> None:
+    version = chained.models / "ours/v0001"
+    announcement = announce_pruning(version)
+
+    rollback(chained, MODEL, "v0001")
+
+    assert not settle_pruning(announcement)
+    assert has_weights(version)
 
 
 def test_a_model_that_does_not_exist_is_named_with_those_that_do(chained: Workspace) -> None:

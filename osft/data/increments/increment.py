@@ -18,8 +18,14 @@ class Increment:
     seen_rows: tuple[Path, ...] = ()
     """Files with the hashes of earlier runs' rows, which are left out."""
 
+    held_out_rows: tuple[Path, ...] = ()
+    """Files with the hashes of those of them that were held out, and so are left out with :attr:`force` too."""
+
+    too_long_rows: tuple[Path, ...] = ()
+    """Files with the hashes of rows that earlier runs dropped as too long, as this one would; they are left out too."""
+
     force: bool = False
-    """Rows of earlier runs are counted, but stay."""
+    """Rows of earlier runs are counted, but stay, unless they were held out."""
 
     unchanged_since: str | None = None
     """The version whose run had the same source, byte for byte, to tell a person why there is nothing new."""

@@ -5,7 +5,9 @@ in the place of ``[[CurrentTime]]``, or ``now``. Before it may stand how much ea
 ``P7D/now`` is a week ago. So a schedule, whose parameters are the same every time, can ask for the last week's rows or
 for yesterday's file.
 
-A row has ISO text, or seconds or milliseconds since 1970. What has no zone is UTC.
+A row has ISO text, the 8, 12 or 14 digits of a date, or seconds or milliseconds since 1970, as a number or as text. No
+row of a data set that grows is from before 1990: what would be was meant otherwise, and is no time. So no number is
+two of these. What has no zone is UTC.
 """
 
 import math
@@ -21,11 +23,15 @@ DURATION = re.compile(r"P(?=.)(?:(\d+)W)?(?:(\d+)D)?(?:T(?=\d)(?:(\d+)H)?(?:(\d+
 MACRO = re.compile(r"\[\[.*\]\]|\{\{.*\}\}")
 COMPACT_TIME = re.compile(r"\d{14}", re.ASCII)
 COMPACT_FORMAT = "%Y%m%d%H%M%S"
-NUMBER = re.compile(r"-?\d{9,13}(?:\.\d+)?", re.ASCII)
+# As milliseconds, all of these years are in 1976.
+MINUTES = re.compile(r"(?:19|20)\d{10}", re.ASCII)
+MINUTES_FORMAT = "%Y%m%d%H%M"
+NUMBER = re.compile(r"\d{9,13}(?:\.\d+)?", re.ASCII)
 # From here on a number is one of milliseconds: as seconds it is the year 5138, as milliseconds 1973.
 FIRST_MILLISECONDS = 1e11
 # From the year 2286 on it is none of both, but microseconds, or a date in digits.
 END_OF_MILLISECONDS = 1e13
+EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
 DATE_FIELD = re.compile(r"\{date:([^{}]*)\}")
 # Those that are digits alone, the same in every language.
 DATE_DIRECTIVES = re.compile(r"(?:[^%]|%[YmdHMSjGVy])+")
@@ -60,18 +66,14 @@ def parse_time(text: str, *, name: str, now: datetime | None = None) -> datetime
 
 def read_time(value: Any) -> float | None:
     """Return the time in a row as seconds since 1970, or ``None`` if ``value`` is no time."""
-    if isinstance(value, str):
-        text = value.strip()
-        if NUMBER.fullmatch(text):
-            return _read_number(float(text))
-        try:
-            return _parse_absolute(text).timestamp()
-        except (ValueError, OverflowError):
-            return None
-    # A JSON true is an int to Python.
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _read_number(float(value))
-    return None
+    text = _as_text(value)
+    if text is None:
+        return None
+    try:
+        seconds = _read_text(text)
+    except (ValueError, OverflowError):
+        return None
+    return seconds if seconds >= EARLIEST else None
 
 
 def fill_date(uri: str, date: str, *, now: datetime | None = None) -> str:
@@ -136,8 +138,29 @@ def _parse_duration(text: str) -> timedelta:
     return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
-def _read_number(number: float) -> float | None:
-    """Return seconds or milliseconds since 1970 as seconds."""
-    if not math.isfinite(number) or abs(number) >= END_OF_MILLISECONDS:
+def _as_text(value: Any) -> str | None:
+    """Return a value of a row as text, a number as its digits; ``None`` if it is neither."""
+    if isinstance(value, str):
+        return value.strip()
+    # A JSON true is an int to Python.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return number / 1000 if abs(number) >= FIRST_MILLISECONDS else number
+    # A table's column with a gap makes floats of whole numbers.
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _read_text(text: str) -> float:
+    """Return the time that a row's text stands for, in seconds since 1970.
+
+    Raises:
+        ValueError: if it is none.
+        OverflowError: if its zone takes it out of the years that there are.
+    """
+    if MINUTES.fullmatch(text):
+        return datetime.strptime(text, MINUTES_FORMAT).replace(tzinfo=UTC).timestamp()
+    if not NUMBER.fullmatch(text):
+        return _parse_absolute(text).timestamp()
+    number = float(text)
+    if number >= END_OF_MILLISECONDS:
+        raise ValueError(text)
+    return number / 1000 if number >= FIRST_MILLISECONDS else number

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 from transformers import PreTrainedTokenizerBase
 
 from osft.data.chunks import Chunk
+from osft.data.increments.row_hash import row_hash
 from osft.data.processing.rendering import without_extra_keys
 from osft.data.processing.splitting import split_key
 from osft.data.processing.tokenizing import (
@@ -56,9 +58,11 @@ class EncodedChunk:
     """The rows of a chunk that are kept, and what is to be counted of all of them."""
 
     kept: tuple[EncodedBatch, ...]
+    dropped: npt.NDArray[np.uint64]
+    """``[rows, 2]``; hashes of the rows that are too long."""
+
     rows_in: int
     size_bytes: int
-    rows_dropped: int
     rows_truncated: int
     too_long_lines: tuple[int, ...]
     lengths: Counter[int]
@@ -119,15 +123,16 @@ class ChunkEncoder:
         for encoded in batches:
             lengths.update(encoded.lengths.tolist())
         if self._config.data_format == "documents":
-            fitted = [(encoded, np.empty(0, np.int64), 0) for encoded in batches]
+            fitted = [(encoded, np.empty(0, np.int64), encoded.hashes[:0]) for encoded in batches]
         else:
             fitted = [self._fit(encoded) for encoded in batches]
         return EncodedChunk(
             kept=tuple(encoded for encoded, _, _ in fitted),
+            # The empty one is there for a chunk without rows.
+            dropped=np.concatenate([np.empty((0, 2), np.uint64), *(hashes for _, _, hashes in fitted)]),
             rows_in=sum(len(encoded.lines) for encoded in batches),
             size_bytes=chunk.size,
-            rows_dropped=sum(len(lines) - truncated for _, lines, truncated in fitted),
-            rows_truncated=sum(truncated for _, _, truncated in fitted),
+            rows_truncated=sum(len(lines) - len(hashes) for _, lines, hashes in fitted),
             too_long_lines=tuple(line for _, lines, _ in fitted for line in lines.tolist()),
             lengths=lengths,
         )
@@ -137,6 +142,7 @@ class ChunkEncoder:
         config = self._config
         check = row_checker(config.data_format, config.document_column, unmask_messages=config.unmask_messages)
         count_plain = plain_check(config.data_format, config.document_column, unmask_messages=config.unmask_messages)
+        hash_row = row_hash(config.data_format, config.document_column)
         # Validation has counted; here only the verdict is of interest.
         facts = RowFacts()
         trained_column = TRAINED_COLUMNS.get(config.data_format, config.document_column)
@@ -155,10 +161,10 @@ class ChunkEncoder:
             if config.data_format == "messages":
                 trained = [without_extra_keys(message) for message in trained]
             content = orjson.dumps(trained, option=orjson.OPT_SORT_KEYS)
-            yield ParsedRow(line=number, fields=row, key=split_key(content, config.seed))
+            yield ParsedRow(line=number, fields=row, key=split_key(content, config.seed), hash=hash_row(row))
 
-    def _fit(self, batch: EncodedBatch) -> tuple[EncodedBatch, np.ndarray, int]:
-        """Return the rows that are short enough or were cut, the lines that were not, and how many of those were cut.
+    def _fit(self, batch: EncodedBatch) -> tuple[EncodedBatch, np.ndarray, np.ndarray]:
+        """Return the rows that are short enough or were cut, the lines that were not, and the hashes of the dropped.
 
         Raises:
             DataError: if a row is too long and ``on_too_long`` is ``fail``.
@@ -166,7 +172,7 @@ class ChunkEncoder:
         limit = self._config.max_seq_len
         too_long = np.flatnonzero(batch.lengths > limit)
         if not len(too_long):
-            return batch, too_long, 0
+            return batch, too_long, batch.hashes[:0]
         if self._config.on_too_long == "fail":
             row = too_long[0]
             raise DataError(
@@ -176,14 +182,12 @@ class ChunkEncoder:
         lengths = batch.lengths.copy()
         lengths[too_long] = 0
         starts = np.cumsum(batch.lengths) - batch.lengths
-        truncated = 0
         if self._config.on_too_long == "truncate":
             for row in too_long:
                 # What is left may be the question only.
                 if (batch.labels[starts[row] + 1 : starts[row] + limit] != IGNORED_LABEL).any():
                     lengths[row] = limit
-                    truncated += 1
-        return cut_rows(batch, lengths), batch.lines[too_long], truncated
+        return cut_rows(batch, lengths), batch.lines[too_long], batch.hashes[lengths == 0]
 
 
 def cut_rows(batch: EncodedBatch, lengths: np.ndarray) -> EncodedBatch:
@@ -196,6 +200,7 @@ def cut_rows(batch: EncodedBatch, lengths: np.ndarray) -> EncodedBatch:
         batch,
         lines=batch.lines[rows],
         keys=batch.keys[rows],
+        hashes=batch.hashes[rows],
         lengths=lengths[rows],
         input_ids=batch.input_ids[kept],
         labels=batch.labels[kept],

@@ -25,8 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from osft.content_cache import ContentCache, content_key
 from osft.data.chunks import split_into_chunks
 from osft.data.files import (
+    HELD_OUT_ROWS_NAME,
     HOLDOUT_NAME,
     PROCESSING_REPORT_NAME,
+    TAKEN_ROWS_NAME,
+    TOO_LONG_ROWS_NAME,
     TRAIN_NAME,
     VALID_NAME,
     VALIDATION_REPORT_NAME,
@@ -35,6 +38,7 @@ from osft.data.files import (
 from osft.data.processing.encoding import ChunkEncoder, EncodedChunk, EncodingConfig, cut_rows
 from osft.data.processing.report import ProcessingConfig, ProcessingReport, Tally
 from osft.data.processing.splitting import BlockSide, RowSide, SplitReport, SplitWriter, holdout_threshold
+from osft.data.processing.taken_rows import TakenRows
 from osft.data.processing.tokenizing import EncodedBatch, load_tokenizer
 from osft.data.progress import RowProgress
 from osft.data.samples import SCHEMA
@@ -51,9 +55,10 @@ CHUNK_BYTES = 1 << 18
 # Starting a process takes about as long as encoding so much.
 SMALL_FILE_BYTES = 4 << 20
 # In the order in which they appear: with the report, all is there.
-OUTCOME_NAMES = (TRAIN_NAME, HOLDOUT_NAME, PROCESSING_REPORT_NAME)
+HASH_NAMES = (TAKEN_ROWS_NAME, HELD_OUT_ROWS_NAME, TOO_LONG_ROWS_NAME)
+OUTCOME_NAMES = (TRAIN_NAME, HOLDOUT_NAME, *HASH_NAMES, PROCESSING_REPORT_NAME)
 # Part of the key of what is kept: raised when the same rows and options give other files than before.
-OUTCOME_VERSION = 1
+OUTCOME_VERSION = 2
 
 
 def process_dataset(
@@ -61,12 +66,14 @@ def process_dataset(
 ) -> ProcessingReport:
     """Tokenize ``source``; leave ``train.parquet``, ``holdout.parquet`` and ``processing.json`` in ``output``.
 
-    The columns are those of :data:`osft.data.samples.SCHEMA`. Where the files of the same rows, tokenizer
-    and options are in ``output`` or in ``cache``, nothing is tokenized.
+    The columns are those of :data:`osft.data.samples.SCHEMA`. Beside them ``taken_rows.bin``, ``held_out_rows.bin`` and
+    ``too_long_rows.bin`` have the hashes of the rows, by which later runs know them
+    (:mod:`osft.data.processing.taken_rows`). Where the files of the same rows, tokenizer and options are in ``output``
+    or in ``cache``, nothing is tokenized.
 
     Args:
         source: a JSON Lines file of valid rows, or a folder that holds ``valid.jsonl``.
-        output: folder for the three files; created if missing.
+        output: folder for the files; created if missing.
         config: how.
         cache: where to look for the files first, and to keep them.
 
@@ -136,7 +143,7 @@ def _is_finished(output: Path, key: str) -> bool:
     if not (output / PROCESSING_REPORT_NAME).is_file():
         return False
     report = read_json(output / PROCESSING_REPORT_NAME)
-    files_are_there = (output / TRAIN_NAME).is_file() and (output / HOLDOUT_NAME).is_file()
+    files_are_there = all((output / name).is_file() for name in OUTCOME_NAMES)
     return isinstance(report, dict) and report.get("key") == key and files_are_there
 
 
@@ -152,8 +159,8 @@ def _write_outcome(
             tally, sides = _write_splits(path, output, config, encoder, needed)
     train, holdout = sides
     if train.rows == 0:
-        (output / TRAIN_NAME).unlink()
-        (output / HOLDOUT_NAME).unlink()
+        for name in OUTCOME_NAMES:
+            (output / name).unlink(missing_ok=True)
         raise DataError(
             f"{path}: no row is left to train on ({tally.rows_in} rows, {tally.dropped} of them longer "
             f"than {config.max_seq_len} tokens). Raise max_seq_len or give more rows."
@@ -196,18 +203,23 @@ def _first_shape(path: Path, document_column: str) -> str:
 def _write_splits(
     path: Path, output: Path, config: ProcessingConfig, encoder: ChunkEncoder, threshold: int
 ) -> tuple[Tally, tuple[SplitReport, SplitReport]]:
-    """Write both parquet files in one pass; rows with a key below ``threshold`` are held out."""
+    """Write both parquet files and the hashes in one pass; rows with a key below ``threshold`` are held out."""
     tally = Tally()
+    output.mkdir(parents=True, exist_ok=True)
+    size_bytes = path.stat().st_size
     with ExitStack() as stack:
-        progress = stack.enter_context(RowProgress(logger, "tokenized", total_bytes=path.stat().st_size))
+        progress = stack.enter_context(RowProgress(logger, "tokenized", total_bytes=size_bytes))
+        taken = stack.enter_context(TakenRows(output, size_bytes))
         train, holdout = (_open_side(stack, output / name, config, encoder) for name in (TRAIN_NAME, HOLDOUT_NAME))
         for chunk in _encode_chunks(path, encoder):
             tally.add(chunk)
+            taken.add(chunk, threshold)
             progress.advance(chunk.rows_in, chunk.size_bytes)
             for batch in chunk.kept:
                 held_out = batch.keys < threshold
                 train.add(_rows_where(batch, ~held_out))
                 holdout.add(_rows_where(batch, held_out))
+        taken.write()
         sides = train.close(), holdout.close()
     if tally.rows_in == 0:
         raise DataError(f"{path}: the file holds no rows. Give a JSON Lines file with one object a line.")

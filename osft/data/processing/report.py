@@ -158,7 +158,7 @@ class Tally:
     def add(self, chunk: EncodedChunk) -> None:
         """Count the rows of ``chunk``."""
         self.rows_in += chunk.rows_in
-        self.dropped += chunk.rows_dropped
+        self.dropped += len(chunk.dropped)
         self.truncated += chunk.rows_truncated
         self.too_long_lines.extend(chunk.too_long_lines[: MAX_REPORTED_LINES - len(self.too_long_lines)])
         self.lengths.update(chunk.lengths)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+from osft.data.increments.seen_rows import split_hashes
 from osft.data.processing.byte_tokens import find_spellings
 from osft.data.processing.control_text import ControlText, free_plane
 from osft.data.processing.rendering import Conversation, ConversationRenderer, RenderedRow
@@ -39,6 +40,9 @@ class ParsedRow:
     key: int
     """Hash of what is trained, 64 bits; it decides the row's side of the split."""
 
+    hash: bytes
+    """By which later runs know the row (:mod:`osft.data.increments.row_hash`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedBatch:
@@ -49,6 +53,9 @@ class EncodedBatch:
 
     keys: npt.NDArray[np.uint64]
     """``[rows]``; see :attr:`ParsedRow.key`."""
+
+    hashes: npt.NDArray[np.uint64]
+    """``[rows, 2]``; both parts of :attr:`ParsedRow.hash`."""
 
     lengths: npt.NDArray[np.int64]
     """``[rows]``; tokens of each row."""
@@ -134,6 +141,7 @@ class ConversationEncoder:
         return EncodedBatch(
             lines=np.array([row.line for row in rows], dtype=np.int64),
             keys=np.array([row.key for row in rows], dtype=np.uint64),
+            hashes=np.stack(split_hashes(b"".join(row.hash for row in rows)), axis=1),
             lengths=lengths,
             input_ids=input_ids,
             labels=_label(rows, [ranges for _, ranges in encoded], lengths, input_ids),
@@ -216,6 +224,7 @@ class DocumentEncoder:
         return EncodedBatch(
             lines=np.array([row.line for row in rows], dtype=np.int64),
             keys=np.array([row.key for row in rows], dtype=np.uint64),
+            hashes=np.stack(split_hashes(b"".join(row.hash for row in rows)), axis=1),
             lengths=lengths,
             input_ids=input_ids,
             labels=input_ids,
@@ -245,6 +254,7 @@ class PassThroughEncoder:
         return EncodedBatch(
             lines=np.array([row.line for row in rows], dtype=np.int64),
             keys=np.array([row.key for row in rows], dtype=np.uint64),
+            hashes=np.stack(split_hashes(b"".join(row.hash for row in rows)), axis=1),
             lengths=lengths,
             input_ids=input_ids,
             labels=labels,

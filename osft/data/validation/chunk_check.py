@@ -58,6 +58,9 @@ class ChunkResult:
     rows_seen: int = 0
     """Valid rows that earlier runs had."""
 
+    rows_seen_left_out: int = 0
+    """Those of them that are left out."""
+
     ranges: list[tuple[int, int]] = field(default_factory=list)
     """First byte and size of what is to be copied from the file, if rows stay as they are."""
 
@@ -167,11 +170,13 @@ class _ChunkCheck:
         """Return what was found in the chunk, which ends before byte ``end``."""
         result, hashes = self._result, split_hashes(b"".join(self._examiner.hashes))
         result.rows = row_records(hashes, self._lines, self._offsets)
-        if self._settings.increment.seen_rows:
-            is_seen = SeenRows(self._settings.increment.seen_rows).contain(*hashes)
+        increment = self._settings.increment
+        if increment.seen_rows:
+            is_seen = SeenRows((*increment.seen_rows, *increment.too_long_rows)).contain(*hashes)
+            is_left_out = SeenRows(increment.held_out_rows).contain(*hashes) if increment.force else is_seen
             result.rows_seen = int(is_seen.sum())
-            if not self._settings.increment.force:
-                self._leave_out(is_seen)
+            result.rows_seen_left_out = int(is_left_out.sum())
+            self._leave_out(is_left_out)
         sizes, facts = np.array(self._sizes, dtype=np.int64), self._examiner.facts
         if self._settings.rules.converts:
             result.converted = b"".join(line + b"\n" for line in self._written)

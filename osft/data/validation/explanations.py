@@ -47,8 +47,8 @@ EXPLANATIONS = {
     "system-not-first": "Chat templates put the system message at the start.",
     "system-repeated": "Join the system messages into one at the start.",
     "time-missing": "With data_since every row needs its time; data_time_column names the key that holds it.",
-    "time-unreadable": "A time is ISO 8601 text (2026-11-01T02:00:00Z), or seconds or milliseconds since 1970. Without "
-    "a zone it is UTC.",
+    "time-unreadable": "A time is ISO 8601 text (2026-11-01T02:00:00Z), or seconds or milliseconds since 1970. One "
+    "from before 1990 was meant otherwise. Without a zone it is UTC.",
     "too-deep": "Lists and objects stand in each other more often than any real row needs.",
     "too-many-turns": "So long a conversation mostly comes from rows joined by mistake. Split it.",
     "truncated-line": "A line ends in the middle. The last one of a file: it was cut off, and rows may be missing "

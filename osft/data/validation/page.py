@@ -100,7 +100,8 @@ def next_steps(report: ValidationReport) -> list[str]:
         steps.append(
             f"{plural(report.rows_valid, 'row')} can go on to processing."
             if report.has_new_rows
-            else "Nothing: without new rows a run ends here. To train on rows of earlier runs again, set train_force."
+            else "Nothing: without new rows a run ends here. To train once more on what earlier runs were trained on, "
+            "set train_force."
         )
         if report.rows_quarantined:
             steps.append(

@@ -44,7 +44,10 @@ class ValidationReport:
     """Rows from before ``since``; left out, and not looked at any further."""
 
     rows_seen: int
-    """Valid rows that earlier runs had, trained or held out; left out, unless ``force``."""
+    """Valid rows that earlier runs had: trained on, held out, or dropped as too long for this one as well."""
+
+    rows_seen_left_out: int
+    """Those of them that were left out: all, or with ``force`` the held-out ones."""
 
     since: str | None
     """Time from which on rows were taken, in UTC; ``None``: of any time."""
@@ -54,7 +57,7 @@ class ValidationReport:
     """Earlier runs whose rows are known."""
 
     force: bool
-    """Whether the rows of earlier runs were kept."""
+    """Whether the rows that earlier runs trained on were kept."""
 
     unchanged_since: str | None
     """The version whose run had the same source, byte for byte."""
@@ -102,7 +105,8 @@ class ValidationReport:
         """Why no row is left, in a few sentences; empty if one is."""
         if self.has_new_rows:
             return ""
-        reasons = [f"Valid rows, all of which earlier runs had: {self.rows_seen}."] if self.rows_seen else []
+        which = "earlier runs held out" if self.force else "earlier runs had"
+        reasons = [f"Valid rows, all of which {which}: {self.rows_seen}."] if self.rows_seen else []
         if self.rows_too_old:
             reasons.append(f"Rows from before {self.since}: {self.rows_too_old}.")
         if self.unchanged_since:
@@ -133,6 +137,7 @@ class Tally:
     blank_lines: int = 0
     rows_too_old: int = 0
     rows_seen: int = 0
+    rows_seen_left_out: int = 0
     findings: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
     rows_duplicated: int = 0
@@ -150,6 +155,7 @@ class Tally:
         self.blank_lines += result.blank_lines
         self.rows_too_old += result.rows_too_old
         self.rows_seen += result.rows_seen
+        self.rows_seen_left_out += result.rows_seen_left_out
         self.findings += result.findings[: MAX_REPORTED_FINDINGS - len(self.findings)]
         self.codes.update(result.codes)
         self.valid_shapes.update(result.valid_shapes)
@@ -191,6 +197,7 @@ class Tally:
             rows_quarantined=self.rows_quarantined,
             rows_too_old=self.rows_too_old,
             rows_seen=self.rows_seen,
+            rows_seen_left_out=self.rows_seen_left_out,
             since=since.isoformat(timespec="seconds") if since else None,
             time_column=time_column,
             seen_files=len(increment.seen_rows),

@@ -128,7 +128,7 @@ class RowExaminer:
         seconds = read_time(value)
         if seconds is None:
             text = quote(value) if isinstance(value, str) else json_type(value)
-            message = f"{text} is no time: neither ISO 8601 nor seconds or milliseconds since 1970."
+            message = f"{text} is no time: neither ISO 8601 nor seconds or milliseconds since 1970, or before 1990."
             return [("time-unreadable", column, message)]
         return Unwanted.TOO_OLD if seconds < since else None
 

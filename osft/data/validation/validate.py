@@ -219,7 +219,7 @@ def _partition_rows(settings: ChunkSettings, output: Path) -> Tally:
             tally.rows_quarantined += _write(quarantine, result.quarantine)
             hashes.add(result.rows)
             progress.advance(result.rows_in, result.size_bytes)
-        left_out = tally.rows_too_old + (0 if settings.increment.force else tally.rows_seen)
+        left_out = tally.rows_too_old + tally.rows_seen_left_out
         if tally.rows_in - left_out != tally.rows_valid + tally.rows_quarantined:
             written = f"{tally.rows_valid} + {tally.rows_quarantined} were written"
             raise DataError(f"{path}: {tally.rows_in - left_out} rows were read and {written}: {FILE_CHANGED}")
@@ -285,8 +285,9 @@ def _log_report(report: ValidationReport) -> None:
     if report.rows_too_old:
         logger.info("%d rows from before %s were left out", report.rows_too_old, report.since)
     if report.rows_seen:
-        fate = "kept, as force says" if report.force else "left out"
-        logger.info("%d rows seen in earlier runs were %s", report.rows_seen, fate)
+        left_out = report.rows_seen_left_out
+        kept = report.rows_seen - left_out
+        logger.info("%d rows were seen in earlier runs: %d left out, %d kept", report.rows_seen, left_out, kept)
     if not report.has_new_rows:
         logger.warning("%s: there is nothing new to train on. %s", report.source, report.why_nothing_new)
 

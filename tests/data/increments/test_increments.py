@@ -1,6 +1,7 @@
 """Validation that takes what is new, and nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -131,43 +132,115 @@ def test_forced_rows_of_earlier_runs_are_counted_and_stay(tmp_path: Path, write_
     assert (tmp_path / "second/seen_rows.bin").stat().st_size == 2 * 16
 
 
+def process(output: Path, model: str, **options: Any) -> tuple[set[int], set[int]]:
+    """Process a validated folder in place; return the numbers of the trained and of the held-out conversations."""
+    process_dataset(output, output, ProcessingConfig(**{"model": model, "max_seq_len": 200, **options}))
+    numbers = numbers_in(output)
+    lines = (pq.read_table(output / name)["row"].to_pylist() for name in ("train.parquet", "holdout.parquet"))
+    trained, held_out = ({numbers[line - 1] for line in side} for side in lines)
+    return trained, held_out
+
+
+def after_processed(output: Path, **changes: Any) -> Increment:
+    """Return the increment over a run that was processed."""
+    return Increment(seen_rows=(output / "taken_rows.bin",), held_out_rows=(output / "held_out_rows.bin",), **changes)
+
+
+@pytest.mark.parametrize("force", [False, True])
 def test_a_row_that_an_earlier_run_held_out_is_never_trained_on(
+    tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Callable[..., str], force: bool
+) -> None:
+    model = tokenizer_folder("CHATML")
+    validate_dataset(write_rows(*facts(*range(20))), tmp_path / "first")
+    trained, held_out = process(tmp_path / "first", model, holdout_fraction=0.5, seed=1)
+
+    # Another seed and share would put them on the other side of the split.
+    report = validate_dataset(
+        write_rows(*facts(*range(30))), tmp_path / "second", increment=after_processed(tmp_path / "first", force=force)
+    )
+    trained_then, held_out_then = process(tmp_path / "second", model, holdout_fraction=0.1, seed=2)
+
+    assert len(held_out) > 2
+    new = set(range(20, 30))
+    assert trained_then | held_out_then == (new | trained if force else new)
+    assert (report.rows_seen, report.rows_seen_left_out) == (20, len(held_out) if force else 20)
+
+
+def test_a_forced_run_over_held_out_rows_alone_has_nothing_new(
+    tmp_path: Path, write_rows: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    validate_dataset(write_rows(*facts(1, 2)), tmp_path / "first")
+    hashes = (tmp_path / "first/seen_rows.bin",)
+
+    report = validate_dataset(
+        write_rows(*facts(1, 2)),
+        tmp_path / "second",
+        increment=Increment(seen_rows=hashes, held_out_rows=hashes, force=True),
+    )
+
+    assert report.why_nothing_new == "Valid rows, all of which earlier runs held out: 2."
+    assert "2 rows were seen in earlier runs: 2 left out, 0 kept" in caplog.text
+    assert '<b>2</b><span class="soft small">2 left out: held out</span>' in page_of(report, tmp_path)
+
+
+def test_a_row_that_was_too_long_is_new_to_a_run_with_more_room(
     tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Callable[..., str]
 ) -> None:
     model = tokenizer_folder("CHATML")
-    validate_dataset(write_rows(*facts(*range(20)), name="rows.jsonl"), tmp_path / "first")
-    config = ProcessingConfig(model=model, max_seq_len=200, holdout_fraction=0.5, seed=1)
-    process_dataset(tmp_path / "first", tmp_path / "first", config)
-    lines = pq.read_table(tmp_path / "first/holdout.parquet")["row"].to_pylist()
-    held_out = {numbers_in(tmp_path / "first")[line - 1] for line in lines}
+    rows = facts(*range(20))
+    rows[7]["messages"][1]["content"] += " Again." * 100
+    validate_dataset(write_rows(*rows), tmp_path / "first")
+    process(tmp_path / "first", model)
+    known = after_processed(tmp_path / "first")
+    dropped = (tmp_path / "first/too_long_rows.bin",)
 
-    # Another seed and share would put them on the other side of the split.
-    validate_dataset(
-        write_rows(*facts(*range(30)), name="rows.jsonl"), tmp_path / "second", increment=after(tmp_path / "first")
-    )
-    other = ProcessingConfig(model=model, max_seq_len=200, holdout_fraction=0.1, seed=2)
-    process_dataset(tmp_path / "second", tmp_path / "second", other)
+    validate_dataset(write_rows(*rows), tmp_path / "more", increment=known)
+    report = validate_dataset(write_rows(*rows), tmp_path / "no more", increment=replace(known, too_long_rows=dropped))
 
-    assert len(held_out) > 2
-    taken = numbers_in(tmp_path / "second")
-    assert taken == list(range(20, 30))
-    assert held_out.isdisjoint(taken)
+    assert numbers_in(tmp_path / "more") == [7]
+    assert (report.rows_seen, report.has_new_rows) == (20, False)
 
 
-def test_forced_rows_that_were_held_out_are_held_out_again(
-    tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Callable[..., str]
+@pytest.mark.parametrize("first", [1, 2])
+def test_hashes_are_those_of_the_split_that_was_written(
+    tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Callable[..., str], first: int
 ) -> None:
-    config = ProcessingConfig(model=tokenizer_folder("CHATML"), max_seq_len=200, holdout_fraction=0.5, seed=1)
-    held_out = []
-    for name, increment in (("first", Increment()), ("second", after(tmp_path / "first", force=True))):
-        source = write_rows(*facts(*range(20 if name == "first" else 30)), name="rows.jsonl")
-        validate_dataset(source, tmp_path / name, increment=increment)
-        process_dataset(tmp_path / name, tmp_path / name, config)
-        lines = pq.read_table(tmp_path / name / "holdout.parquet")["row"].to_pylist()
-        held_out.append({numbers_in(tmp_path / name)[line - 1] for line in lines})
+    # Of so few rows the share alone would hold none out, so the file is split a second time.
+    validate_dataset(write_rows(*facts(first, first + 2)), tmp_path / "out")
+    (trained,), (held_out,) = process(tmp_path / "out", tokenizer_folder("CHATML"), holdout_fraction=0.01)
 
-    assert len(held_out[0]) > 2
-    assert held_out[0] == held_out[1] & set(range(20))
+    again = after_processed(tmp_path / "out", force=True)
+    validate_dataset(write_rows(*facts(trained, held_out)), tmp_path / "second", increment=again)
+
+    assert numbers_in(tmp_path / "second") == [trained]
+
+
+@pytest.mark.parametrize(
+    ("data_format", "rows"),
+    [
+        ("alpaca", [{"instruction": f"Name {number}?", "output": "Fe."} for number in range(6)]),
+        ("documents", [{"text": f"Element {number} is Fe."} for number in range(6)]),
+        ("processed", [{"input_ids": [1, number], "labels": [-100, number]} for number in range(6)]),
+    ],
+)
+def test_processed_rows_of_every_format_are_known_again(
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    tokenizer_folder: Callable[..., str],
+    data_format: str,
+    rows: list[dict[str, Any]],
+) -> None:
+    options: dict[str, Any] = {"data_format": data_format, "document_column": "text"}
+    validate_dataset(write_rows(*rows[:5]), tmp_path / "first", **options)
+    config = ProcessingConfig(model=tokenizer_folder("CHATML"), max_seq_len=64, block_size=8, **options)
+    process_dataset(tmp_path / "first", tmp_path / "first", config)
+
+    report = validate_dataset(
+        write_rows(*rows), tmp_path / "second", increment=after_processed(tmp_path / "first"), **options
+    )
+
+    assert (report.rows_seen, report.rows_valid) == (5, 1)
 
 
 def test_a_timestamp_of_a_table_is_a_time(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,15 +58,32 @@ def test_a_macro_that_the_server_left_as_it_is_is_told_from_a_wrong_time(text: s
         1_793_491_200_000,
         " 1793491200 ",
         "1793491200000",
+        20261101,
+        "20261101",
+        20261101.0,
+        202611010000,
+        "202611010000",
+        20261101000000,
     ],
 )
 def test_a_row_has_iso_text_or_seconds_or_milliseconds(value: Any) -> None:
     assert read_time(value) == NOVEMBER
 
 
-@pytest.mark.parametrize("value", ["", "soon", True, None, [], {}, 1_793_491_200_000_000, "2026", "P7D/now", "now"])
+@pytest.mark.parametrize(
+    "value", ["", "soon", True, None, [], {}, 1_793_491_200_000_000, "2026", "P7D/now", "now", math.inf, 12345]
+)
 def test_what_is_no_time_is_not_guessed(value: Any) -> None:
     assert read_time(value) is None
+
+
+@pytest.mark.parametrize("value", [0, -1_793_491_200, 631_151_999, 20261301, "202613010000", "1970-01-01", "19891231"])
+def test_a_time_from_before_1990_was_meant_otherwise(value: Any) -> None:
+    assert read_time(value) is None
+
+
+def test_milliseconds_of_the_nineties_are_not_taken_for_dates() -> None:
+    assert read_time(631_152_000_000) == read_time("631152000") == read_time("1990-01-01") == 631_152_000
 
 
 def test_a_date_is_filled_into_an_address() -> None:

@@ -43,7 +43,7 @@ def make_encoder(folder: str) -> ConversationEncoder:
 
 def encode(folder: str, *contents: str) -> EncodedBatch:
     messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(contents)]
-    return make_encoder(folder).encode([ParsedRow(line=7, fields={"messages": messages}, key=0)])
+    return make_encoder(folder).encode([ParsedRow(line=7, fields={"messages": messages}, key=0, hash=bytes(16))])
 
 
 def special_ids(folder: str, ids: list[int]) -> list[int]:
@@ -115,9 +115,11 @@ def test_documents_and_pretraining_text_keep_what_they_spell_out(
     text = "Each turn ends with <|im_end|>, each text with <|endoftext|>."
     message = {"role": "pretraining", "content": text}
 
-    document = DocumentEncoder(tokenizer, "text").encode([ParsedRow(line=1, fields={"text": text}, key=0)])
+    document = DocumentEncoder(tokenizer, "text").encode(
+        [ParsedRow(line=1, fields={"text": text}, key=0, hash=bytes(16))]
+    )
     pretraining = ConversationEncoder(tokenizer, unmask_messages=False).encode(
-        [ParsedRow(line=1, fields={"messages": [message]}, key=0)]
+        [ParsedRow(line=1, fields={"messages": [message]}, key=0, hash=bytes(16))]
     )
 
     assert document.input_ids.tolist() == pretraining.input_ids.tolist() == pretraining.labels.tolist()

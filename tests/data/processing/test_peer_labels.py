@@ -81,7 +81,7 @@ def label_with_the_peer(config: dict[str, Any], case: dict[str, Any], folder: Pa
 
 def label_ourselves(config: dict[str, Any], case: dict[str, Any], folder: Path) -> Labelled:
     encoder = ConversationEncoder(load_tokenizer(save_tokenizer(config, case, folder)), unmask_messages=False)
-    batches = [encoder.encode([ParsedRow(line=1, fields=row, key=0)]) for row in case["rows"]]
+    batches = [encoder.encode([ParsedRow(line=1, fields=row, key=0, hash=bytes(16))]) for row in case["rows"]]
     return [(batch.input_ids.tolist(), batch.labels.tolist()) for batch in batches]
 
 

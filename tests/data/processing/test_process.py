@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from osft.content_cache import ContentCache
+from osft.data.increments.row_hash import hash_messages_row
 from osft.data.processing import encoding
 from osft.data.processing import process as processing
 from osft.data.processing.process import process_dataset
@@ -153,6 +154,9 @@ def test_rows_too_long_are_truncated_if_something_trained_is_left(
 
     assert [len(row["input_ids"]) for row in train] == [64]
     assert (report.rows_truncated, report.rows_dropped_too_long) == (1, 1)
+    rows = [hash_messages_row(orjson.loads(line)) for line in source.read_bytes().splitlines()]
+    hashes = [(tmp_path / "out" / name).read_bytes() for name in ("taken_rows.bin", "too_long_rows.bin")]
+    assert hashes == rows
 
 
 def test_rows_too_long_fail_if_asked(
@@ -279,6 +283,8 @@ def test_several_processes_give_the_files_of_one(
 
     assert one == several
     assert several[0].rows_truncated > 0
+    for name in ("taken_rows.bin", "held_out_rows.bin", "too_long_rows.bin"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "several" / name).read_bytes()
 
 
 def test_an_error_in_another_process_names_the_line(
@@ -324,7 +330,7 @@ def test_asked_again_nothing_is_written(
     assert {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()} == before
 
 
-@pytest.mark.parametrize("change", ["rows", "options", "tokenizer", "missing file"])
+@pytest.mark.parametrize("change", ["rows", "options", "tokenizer", "train.parquet", "held_out_rows.bin"])
 def test_anything_else_is_processed_anew(
     tmp_path: Path,
     write_rows: Callable[..., Path],
@@ -334,14 +340,16 @@ def test_anything_else_is_processed_anew(
 ) -> None:
     rows = [conversation("A?", "a"), conversation("B?", "b")]
     first, *_ = process(write_rows(*rows), tmp_path / "out", model=tokenizer_folder("CHATML"))
-    if change == "missing file":
-        (tmp_path / "out/train.parquet").unlink()
+    is_file = "." in change
+    if is_file:
+        (tmp_path / "out" / change).unlink()
     source = write_rows(*rows, conversation("C?", "c")) if change == "rows" else write_rows(*rows)
     model = tokenizer_folder("LLAMA3" if change == "tokenizer" else "CHATML")
 
     again, train, _ = process(source, tmp_path / "out", model=model, seed=7 if change == "options" else 42)
 
-    assert (first.key == again.key) == (change == "missing file")
+    assert (first.key == again.key) == is_file
+    assert not is_file or (tmp_path / "out" / change).is_file()
     assert len(train) == again.rows_train
 
 
@@ -356,7 +364,8 @@ def test_the_cache_gives_another_folder_the_same_files(
     second = process_dataset(source, tmp_path / "second", config, cache=cache)
 
     assert first == second
-    assert (tmp_path / "first/train.parquet").samefile(tmp_path / "second/train.parquet")
+    for name in ("train.parquet", "taken_rows.bin", "held_out_rows.bin", "too_long_rows.bin"):
+        assert (tmp_path / "first" / name).samefile(tmp_path / "second" / name)
 
 
 @pytest.mark.parametrize(

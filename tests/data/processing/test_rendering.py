@@ -44,7 +44,9 @@ def make_encoder(folder: str, *, unmask_messages: bool) -> ConversationEncoder:
 
 
 def encode(folder: str, row: dict[str, Any], *, unmask_messages: bool = False) -> EncodedBatch:
-    return make_encoder(folder, unmask_messages=unmask_messages).encode([ParsedRow(line=1, fields=row, key=0)])
+    return make_encoder(folder, unmask_messages=unmask_messages).encode(
+        [ParsedRow(line=1, fields=row, key=0, hash=bytes(16))]
+    )
 
 
 def render(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> RenderedRow:
@@ -393,7 +395,7 @@ def test_a_batch_gives_what_its_rows_give_one_by_one(
         conversation("Iron?", "Fe.", "France?", "Paris.", system="Be brief.", unmask=True),
     ]
 
-    parsed = [ParsedRow(line=line, fields=row, key=line + 7) for line, row in enumerate(rows, start=1)]
+    parsed = [ParsedRow(line=line, fields=row, key=line + 7, hash=bytes(16)) for line, row in enumerate(rows, start=1)]
     whole, single = encoder.encode(parsed), [encoder.encode([row]) for row in parsed]
 
     for column in ("lines", "keys", "lengths", "input_ids", "labels"):
@@ -410,4 +412,6 @@ def test_the_line_that_the_template_refuses_is_found_in_a_batch(
     encoder = make_encoder(tokenizer_folder("GEMMA"), unmask_messages=False)
 
     with pytest.raises(DataError, match=r"line 12: the chat template takes no system message .* or remove the row\."):
-        encoder.encode([ParsedRow(line=11 + index, fields=row, key=0) for index, row in enumerate(rows)])
+        encoder.encode(
+            [ParsedRow(line=11 + index, fields=row, key=0, hash=bytes(16)) for index, row in enumerate(rows)]
+        )

@@ -19,7 +19,9 @@ from osft.errors import ConfigError, DataError, MissingPathError
 
 
 def parsed(*rows: dict[str, Any]) -> list[ParsedRow]:
-    return [ParsedRow(line=index, fields=row, key=2**64 - index) for index, row in enumerate(rows, start=1)]
+    return [
+        ParsedRow(line=index, fields=row, key=2**64 - index, hash=bytes(16)) for index, row in enumerate(rows, start=1)
+    ]
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def make_report(**changes: Any) -> ValidationReport:
         "rows_quarantined": 0,
         "rows_too_old": 0,
         "rows_seen": 0,
+        "rows_seen_left_out": 0,
         "since": None,
         "time_column": None,
         "seen_files": 0,

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from osft.data.files import HOLDOUT_NAME, PROCESSING_REPORT_NAME, SOURCE_NAME, VALIDATION_REPORT_NAME
+from osft.data.files import HOLDOUT_NAME, PROCESSING_REPORT_NAME, SOURCE_NAME, TRAIN_NAME, VALIDATION_REPORT_NAME
 from osft.errors import ConfigError, MissingPathError, WorkspaceError
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.metrics import flat_metrics
@@ -95,7 +95,7 @@ class LossPoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
+class ComparedRun:
     """One run."""
 
     run_id: str
@@ -117,15 +117,16 @@ class RunRecord:
 
     parameters: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    train_sha256: str | None = None
     holdout_sha256: str | None = None
-    """Hash of the rows that were held out; None if the run did not come that far."""
+    """Hashes of the rows that were trained on and held out; None if the run did not come that far."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     report: ForgettingReport | None = None
     loss: tuple[LossPoint, ...] = ()
 
 
-def read_run(workspace: Workspace, run_id: str) -> RunRecord:
+def read_run(workspace: Workspace, run_id: str) -> ComparedRun:
     """Return what is there of a run.
 
     Raises:
@@ -145,7 +146,7 @@ def read_run(workspace: Workspace, run_id: str) -> RunRecord:
     data = _data(run, manifests)
     nothing_new = data.get("rows_valid") == 0 and "processed" not in manifests
     missing = next((name for step, name in STEPS.items() if step not in manifests), None)
-    return RunRecord(
+    return ComparedRun(
         run_id=run_id,
         began_at=_step_ends(run)[0],
         ended_at=_step_ends(run)[-1],
@@ -154,14 +155,15 @@ def read_run(workspace: Workspace, run_id: str) -> RunRecord:
         has_nothing_new=nothing_new,
         parameters=_parameters(run_id, manifests),
         data=data,
-        holdout_sha256=_holdout_sha256(manifests),
+        train_sha256=_sha256(manifests, TRAIN_NAME),
+        holdout_sha256=_sha256(manifests, HOLDOUT_NAME),
         metrics=metrics,
         report=report,
         loss=_loss(run),
     )
 
 
-def plain_run(run: RunRecord) -> dict[str, Any]:
+def plain_run(run: ComparedRun) -> dict[str, Any]:
     """Return a run for other programs, without the loss of every step, which its ``metrics.jsonl`` has."""
     return {one.name: getattr(run, one.name) for one in fields(run) if one.name != "loss"}
 
@@ -241,9 +243,10 @@ def _data(run: Path, manifests: Mapping[str, Manifest]) -> dict[str, Any]:
     return data
 
 
-def _holdout_sha256(manifests: Mapping[str, Manifest]) -> str | None:
+def _sha256(manifests: Mapping[str, Manifest], name: str) -> str | None:
+    """Return the hash of a file of the tokenized rows."""
     files = manifests["processed"].files if "processed" in manifests else ()
-    return next((file.sha256 for file in files if file.name == HOLDOUT_NAME), None)
+    return next((file.sha256 for file in files if file.name == name), None)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from osft.comparison.run_record import LossPoint, choose_runs, read_run, run_names
+from osft.comparison.compared_run import LossPoint, choose_runs, read_run, run_names
 from osft.errors import ConfigError, MissingPathError, WorkspaceError
 from osft.versions.base_model import resolve_base
 from osft.workspace import Workspace, write_json
