@@ -34,8 +34,9 @@ demo: $(VENV)/.installed-demo ## Run the whole pipeline here on the embedded mod
 demo-schedule: $(VENV)/.installed-demo ## Play five scheduled runs in a row, beside the same with plain fine-tuning
 	@"$(VENV_PYTHON)" -m demo.schedule
 
-# A file's tests stay in one process, where its models are made once. The order is that of tests/conftest.py.
-IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one process, where its models are made once. The order is that of tests/conftest.py. Three
+# processes keep two cores busy: some tests wait for clocks and servers.
+IN_PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run every test, the slow ones too

@@ -21,6 +21,7 @@ from typing import IO, Annotated, Any
 
 import typer
 from kfp import local
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from rich.console import Console
 
 from demo.parameters import DEMO_PARAMETERS
@@ -79,6 +80,20 @@ def quoted_interpreter() -> Iterator[None]:
         sys.executable = plain
 
 
+@contextlib.contextmanager
+def no_retries(specification: PipelineSpec) -> Iterator[None]:
+    """Let no step be tried again for the length of the block: nobody takes a laptop away from it, so it fails again."""
+    kept = PipelineSpec()
+    kept.CopyFrom(specification)
+    for part in (specification.root, *specification.components.values()):
+        for task in part.dag.tasks.values():
+            task.ClearField("retry_policy")
+    try:
+        yield
+    finally:
+        specification.CopyFrom(kept)
+
+
 def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
     """Run the pipeline and return the folder of the run.
 
@@ -97,13 +112,13 @@ def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
         # The runner deletes this folder at the end of a run: it must never be ours.
         workspace_root=tempfile.mkdtemp(prefix="kfp-workspace-"),
     )
-    # Nobody takes a laptop away from a step: what failed here fails again.
-    specification = continual_learning.pipeline_spec
-    for part in (specification.root, *specification.components.values()):
-        for task in part.dag.tasks.values():
-            task.ClearField("retry_policy")
     log_file = workspace.root / LOG_NAME
-    with log_file.open("w") as log, contextlib.redirect_stdout(StepLog(log, sys.stdout)), quoted_interpreter():
+    with (
+        log_file.open("w") as log,
+        contextlib.redirect_stdout(StepLog(log, sys.stdout)),
+        quoted_interpreter(),
+        no_retries(continual_learning.pipeline_spec),
+    ):
         try:
             finished = continual_learning(**arguments)
         except RuntimeError as error:

@@ -303,7 +303,7 @@ def evaluate(
         typer.Option(help="Folder of a version that the base descends from, or is; oldest first, may be repeated."),
     ] = None,
     origin: Annotated[
-        str | None, typer.Option(help="Model that these began with; loaded for what the first version does not tell of it.")
+        str | None, typer.Option(help="Model that these began with; loaded where the first does not tell enough.")
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question. [default: the task's]")

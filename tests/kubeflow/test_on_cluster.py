@@ -22,6 +22,7 @@ from osft.config import TrainingConfig
 from osft.kubeflow.placement import place_training
 from osft.kubeflow.run import train_on_cluster
 from osft.kubeflow.trainjob import TrainJobSettings, name_of_run
+from osft.versions.base_model import resolve_base
 from osft.workspace import Manifest, Workspace
 from tests.kubeflow.api_server.containers import SHELL_IMAGE
 from tests.kubeflow.api_server.examples import OVERRIDES
@@ -69,14 +70,22 @@ def workspace(workspace_folder: Path, tiny_model: Path, monkeypatch: pytest.Monk
 def run_step(workspace: Workspace, folder: Path, trainjob: str) -> dict[str, Any]:
     """Call the pipeline's step as a function; return its artifacts."""
     folder.mkdir(exist_ok=True)
-    kinds = {"processed": dsl.Dataset, "tuned": dsl.Model, "metrics": dsl.Metrics, "loss_chart": dsl.HTML}
+    kinds = {
+        "base": dsl.Artifact,
+        "processed": dsl.Dataset,
+        "tuned": dsl.Model,
+        "metrics": dsl.Metrics,
+        "loss_chart": dsl.HTML,
+    }
     artifacts = {name: kind(uri=str(folder / name)) for name, kind in kinds.items()}
     Manifest(path=f"runs/{RUN}/processed", files=(), inputs={}).save(artifacts["processed"].path)
+    base = resolve_base(workspace, run_id=RUN, model_base="pvc://base", model_origin="", promote_model_name="ours")
+    base.save(artifacts["base"].path)
     osft_training.python_func(
         run_id=RUN,
-        model="pvc://base",
+        calibration="",
         target_patterns=[],
-        protect_inputs_of="",
+        remember=False,
         checkpoint_every_minutes=30.0,
         trainjob=trainjob,
         **PARAMETERS,
