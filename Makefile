@@ -32,7 +32,7 @@ demo: $(VENV)/.installed-demo ## Run the whole pipeline here on the embedded mod
 
 .PHONY: demo-schedule
 demo-schedule: $(VENV)/.installed-demo ## Play five scheduled runs in a row, beside the same with plain fine-tuning
-	@"$(VENV_PYTHON)" -m demo.schedule
+	@"$(VENV_PYTHON)" run_schedule.py
 
 # A file's tests stay in one process, where its models are made once. The order is that of tests/conftest.py. Three
 # processes keep two cores busy: some tests wait for clocks and servers.

@@ -18,14 +18,10 @@ The documents are paired as ever: a version left its answers behind (:mod:`osft.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from osft.evaluation.forgetting import ComparedTask, Pool, TaskComparison, joined, mean_loss
+from osft.evaluation.paired_task import PairedTask
 from osft.evaluation.pooling import pool_earlier_holdouts
-
-if TYPE_CHECKING:
-    # It brings lm-eval along, which who shows a report need not pay for.
-    from osft.evaluation.pairing import PairedTask
 
 ORIGIN = "origin"
 """What the model is called that the chain began with."""
@@ -72,7 +68,7 @@ class CumulativeOutcome:
     origin_pools: tuple[Pool, ...] = ()
 
 
-def compare_with_chain(candidates: Iterable[Mapping[str, "PairedTask"]], *, seed: int) -> CumulativeOutcome:
+def compare_with_chain(candidates: Iterable[Mapping[str, PairedTask]], *, seed: int) -> CumulativeOutcome:
     """Compare the tuned model with each task's best version and with the origin.
 
     Args:
@@ -100,7 +96,7 @@ def compare_with_chain(candidates: Iterable[Mapping[str, "PairedTask"]], *, seed
     )
 
 
-def best_version(by_version: Mapping[str, "PairedTask"]) -> str:
+def best_version(by_version: Mapping[str, PairedTask]) -> str:
     """Return the version whose score is the best, the first of equally good ones.
 
     Args:
@@ -120,7 +116,7 @@ class _Compared:
     """What the means are over."""
 
 
-def _compare(paired: Sequence["PairedTask"], *, seed: int) -> _Compared:
+def _compare(paired: Sequence[PairedTask], *, seed: int) -> _Compared:
     compared = [one.compare(seed=seed) for one in paired]
     pools = pool_earlier_holdouts(paired, seed=seed)
     return _Compared(

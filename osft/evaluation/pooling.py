@@ -13,22 +13,18 @@ for a loss on another, as it does within any task; each set is shown by itself, 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from osft.evaluation.forgetting import ComparedPool, Pool, TaskLabel, compare_scores
+from osft.evaluation.paired_task import PairedTask
 from osft.evaluation.statistics import PairedScores
-
-if TYPE_CHECKING:
-    # It brings lm-eval along, which who shows a report need not pay for.
-    from osft.evaluation.pairing import PairedTask
 
 POOL_NAME = "earlier_holdouts"
 """What a pool's name begins with; its metric follows, so that a set of the other kind changes no name."""
 
 
-def pool_earlier_holdouts(paired: Sequence["PairedTask"], *, seed: int) -> tuple[ComparedPool, ...]:
+def pool_earlier_holdouts(paired: Sequence[PairedTask], *, seed: int) -> tuple[ComparedPool, ...]:
     """Return the sets that earlier versions held out, as one task for each kind of score.
 
     Args:

@@ -20,7 +20,8 @@ from osft.evaluation.exam import Exam
 from osft.evaluation.measurement import TaskMeasurement, measurement_path
 from osft.evaluation.models.loading import LazyModel
 from osft.evaluation.models.source import check_same_vocabulary, find_model
-from osft.evaluation.pairing import Measurements, PairedTask, pair
+from osft.evaluation.paired_task import PairedTask
+from osft.evaluation.pairing import Measurements, pair
 from osft.evaluation.tasks import RequestedTask
 
 logger = logging.getLogger(__name__)

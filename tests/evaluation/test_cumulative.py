@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from osft.evaluation.cumulative import ORIGIN, CumulativeOutcome, best_version, compare_with_chain
 from osft.evaluation.forgetting import TaskLabel, join
-from osft.evaluation.pairing import PairedTask
+from osft.evaluation.paired_task import PairedTask
 from osft.evaluation.statistics import PairedScores, Scores
 
 DOCUMENTS = 12

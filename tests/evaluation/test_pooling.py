@@ -11,7 +11,7 @@ from osft.evaluation.config import EvaluationConfig
 from osft.evaluation.cumulative import compare_with_chain
 from osft.evaluation.forgetting import MIN_POOLED_DOCUMENTS, Outcome, TaskLabel, has_bound, join, joined, mean_loss
 from osft.evaluation.gate import Verdict, judge
-from osft.evaluation.pairing import PairedTask
+from osft.evaluation.paired_task import PairedTask
 from osft.evaluation.pooling import pool_earlier_holdouts
 from osft.evaluation.statistics import PairedScores, Scores
 

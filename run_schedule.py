@@ -1,4 +1,4 @@
-"""Five scheduled runs in a row, twice: ``python -m demo.schedule``, or ``make demo-schedule``.
+"""Five scheduled runs in a row, twice: ``python run_schedule.py``, or ``make demo-schedule``.
 
 Each run teaches the demo's model one more of the domains in ``demo/domains``, from the version that the run before it
 promoted. Once with the subspace memory, and once with plain fine-tuning of the same weights, which is a ratio of 1
@@ -25,7 +25,7 @@ from osft.versions.matrix_table import figure_lines, render_matrix
 from osft.workspace import Workspace
 from run_local import run
 
-FOLDER = Path(__file__).resolve().parent
+DEMO = Path(__file__).resolve().parent / "demo"
 RUNS = 5
 CALIBRATION_NAME = "calibration.jsonl"
 CALIBRATION_CONVERSATIONS = 256
@@ -37,7 +37,7 @@ SCHEDULE_PARAMETERS = {
     "eval_target_tasks": "",
     "eval_max_forgetting": 1.0,
     "eval_max_cumulative_forgetting": 1.0,
-    "model_origin": str(FOLDER / "model"),
+    "model_origin": str(DEMO / "model"),
     "model_calibration": f"pvc://{CALIBRATION_NAME}",
 }
 METHODS: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def parameters(method: str, domain: str) -> dict[str, Any]:
     return {
         **SCHEDULE_PARAMETERS,
         **METHODS[method],
-        "data_uri": str(FOLDER / "domains" / "data" / f"{domain}.jsonl"),
+        "data_uri": str(DEMO / "domains" / "data" / f"{domain}.jsonl"),
         "model_base": f"promoted://{method}",
         "promote_model_name": method,
     }
