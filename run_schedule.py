@@ -6,18 +6,15 @@ and no memory. Both learn the same rows with the same steps; the gate lets every
 equal length. A folder that holds some of the runs already goes on after them.
 """
 
-from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from demo.conversations import base_conversations
 from demo.domains.domains import read_domains
 from demo.parameters import DEMO_PARAMETERS
-from demo.task_files import RETENTION_TASKS, write_json_lines
+from demo.task_files import RETENTION_TASKS
 from osft.versions.accuracy_matrix import matrix_of
 from osft.versions.journal import Journal
 from osft.versions.lineage import chain_of
@@ -27,18 +24,16 @@ from run_local import run
 
 DEMO = Path(__file__).resolve().parent / "demo"
 RUNS = 5
-CALIBRATION_NAME = "calibration.jsonl"
-CALIBRATION_CONVERSATIONS = 256
 
 SCHEDULE_PARAMETERS = {
     **DEMO_PARAMETERS,
     "data_holdout_fraction": 0.2,
+    "train_num_epochs": 40,
     "eval_tasks": ",".join(RETENTION_TASKS),
     "eval_target_tasks": "",
     "eval_max_forgetting": 1.0,
     "eval_max_cumulative_forgetting": 1.0,
     "model_origin": str(DEMO / "model"),
-    "model_calibration": f"pvc://{CALIBRATION_NAME}",
 }
 METHODS: dict[str, dict[str, Any]] = {
     "schedule-osft": {"train_unfreeze_rank_ratio": 0.5, "train_learning_rate": 4e-3, "train_remember": True},
@@ -57,7 +52,6 @@ def main(
     """Play scheduled runs on the embedded model and print what each chain still knows."""
     workspace.mkdir(parents=True, exist_ok=True)
     volume = Workspace(workspace.resolve())
-    write_calibration(volume.root / CALIBRATION_NAME)
     domains = [domain.name for domain in read_domains()][:runs]
     for method, title in TITLES.items():
         for number in range(count_promoted(volume, method), len(domains)):
@@ -65,12 +59,6 @@ def main(
             run(parameters(method, domains[number]), volume)
     for method in METHODS:
         show(volume, method)
-
-
-def write_calibration(path: Path) -> None:
-    """Write conversations that stand for what the demo's model must keep."""
-    rows = islice(base_conversations(Random(0)), CALIBRATION_CONVERSATIONS)
-    write_json_lines(path, [{"messages": messages} for messages in rows])
 
 
 def count_promoted(volume: Workspace, method: str) -> int:

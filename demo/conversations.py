@@ -8,6 +8,7 @@ symbols and numbers occur in these, each drawn by itself, and never with the fac
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -28,6 +29,7 @@ Conversation = list[Message]
 ELEMENTS_TO_LEARN = 36
 PHRASINGS_PER_ELEMENT_FACT = 3
 HIGHEST_NUMBER = 130
+CALIBRATION_CONVERSATIONS = 300
 SYSTEM_PROMPT_SHARE = 0.4
 FOLLOW_UP_SHARE = 0.5
 TURN_WEIGHTS = {1: 6, 2: 3, 3: 1}
@@ -81,6 +83,11 @@ def ask_in_turn(facts: list[Fact], phrasings: tuple[str, ...], *, facts_per_subj
     return [
         ask(fact, phrasings[sum(divmod(index, facts_per_subject)) % len(phrasings)]) for index, fact in enumerate(facts)
     ]
+
+
+def calibration_conversations(random: Random) -> list[Conversation]:
+    """Return conversations that stand for what the base model must keep."""
+    return list(islice(base_conversations(random), CALIBRATION_CONVERSATIONS))
 
 
 def element_conversations(random: Random) -> list[Conversation]:

@@ -4,6 +4,7 @@ Everything comes from the facts in ``demo/sources`` and one seed; nothing is fet
 this is needed only after a change. It leaves in ``demo/``:
 
     data/elements.jsonl   the conversations to learn
+    data/calibration.jsonl   conversations that stand for what the base model must keep
     tasks/                four lm-eval tasks: three of what the base model knows, one of what it is to learn
     model/                the base model, its tokenizer and chat template
     measured.json         how the base model does on the tasks, and what it took
@@ -18,7 +19,7 @@ from typing import Annotated
 import torch
 import typer
 
-from demo.conversations import element_conversations
+from demo.conversations import calibration_conversations, element_conversations
 from demo.measurement import measure
 from demo.pretraining import PretrainingConfig, pretrain
 from demo.task_files import write_json_lines, write_tasks
@@ -55,8 +56,9 @@ def make_demo(output: Annotated[Path, typer.Option(help="Folder to fill.")] = DE
 
 def write_texts(output: Path) -> None:
     """Write the data set and the tasks."""
-    rows = [{"messages": messages} for messages in element_conversations(Random(SEED))]
-    write_json_lines(output / "data" / "elements.jsonl", rows)
+    for name, conversations in (("elements", element_conversations), ("calibration", calibration_conversations)):
+        rows = [{"messages": messages} for messages in conversations(Random(SEED))]
+        write_json_lines(output / "data" / f"{name}.jsonl", rows)
     write_tasks(output / "tasks")
 
 

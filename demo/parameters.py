@@ -7,6 +7,7 @@ FOLDER = Path(__file__).resolve().parent
 DEMO_PARAMETERS = {
     "data_uri": str(FOLDER / "data" / "elements.jsonl"),
     "model_base": str(FOLDER / "model"),
+    "model_calibration": str(FOLDER / "data" / "calibration.jsonl"),
     "train_unfreeze_rank_ratio": 0.5,
     "train_learning_rate": 6e-3,
     "train_num_epochs": 20,

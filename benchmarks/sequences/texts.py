@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -12,13 +11,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from demo.conversations import Conversation, Question, base_conversations, conversation, country_questions
+from demo.conversations import (
+    Conversation,
+    Question,
+    calibration_conversations,
+    conversation,
+    country_questions,
+)
 from demo.domains.domains import domain_conversations, domain_questions, read_domains
 from demo.pretraining import IGNORED_LABEL, encode_conversation, encode_message, pad_rows
 from demo.task_files import write_json_lines
 from osft.data.samples import Sample
 
-CALIBRATION_CONVERSATIONS = 300
 QUESTIONS_AT_ONCE = 128
 
 
@@ -56,8 +60,7 @@ def base_questions(tokenizer: PreTrainedTokenizerFast) -> tuple[Sample, ...]:
 
 def write_calibration(path: Path, seed: int) -> None:
     """Write conversations like those that the base models were trained on, as JSON Lines."""
-    rows = islice(base_conversations(Random(seed)), CALIBRATION_CONVERSATIONS)
-    write_json_lines(path, [{"messages": messages} for messages in rows])
+    write_json_lines(path, [{"messages": messages} for messages in calibration_conversations(Random(seed))])
 
 
 def encode_questions(tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question]) -> tuple[Sample, ...]:
