@@ -87,7 +87,7 @@ def begin_memory(
     if kept is not None:
         return kept
     entered("measuring what the base model must keep")
-    samples = _base_samples(model, config)
+    samples = _base_samples(model, config, entered)
     memory = add_task(None, model, places, samples, config.max_tokens_per_gpu, _call, entered)
     if _is_first():
         memory.save(folder)
@@ -205,12 +205,13 @@ def _without(groups: Sequence[GroupMemory], measured: Collection[str]) -> list[G
     return [replace(group, targets=targets) for group, targets in left if targets]
 
 
-def _base_samples(model: PreTrainedModel, config: TrainingConfig) -> Sequence[Sample]:
+def _base_samples(model: PreTrainedModel, config: TrainingConfig, entered: Entered) -> Sequence[Sample]:
     """Return texts that stand for what the base model must keep."""
     max_tokens = min(config.max_seq_len, config.max_tokens_per_gpu)
     if config.calibration is None:
         tokenizer = load_tokenizer(config.model_path)
-        return sample_texts(model, tokenizer, SELF_SAMPLES, min(SELF_SAMPLE_TOKENS, max_tokens), config.seed)
+        tokens = min(SELF_SAMPLE_TOKENS, max_tokens)
+        return sample_texts(model, tokenizer, SELF_SAMPLES, tokens, config.seed, entered)
     text = load_input_samples(
         Path(config.calibration),
         config.model_path,

@@ -9,7 +9,7 @@ A model whose loss never counted the users' turns cannot ask well; for such a on
 ``calibration``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +27,12 @@ TEXTS_AT_ONCE = 64
 
 
 def sample_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, tokens: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    number: int,
+    tokens: int,
+    seed: int,
+    entered: Callable[[str], None] = lambda _: None,
 ) -> list[Sample]:
     """Return texts that the model samples at temperature 1 from its whole vocabulary, all of whose tokens count.
 
@@ -40,6 +45,8 @@ def sample_texts(
         number: texts to sample, of all processes together; a few more where they do not divide it.
         tokens: most tokens of a text.
         seed: the same seed gives the same texts to the same number of processes.
+        entered: is told of each batch of texts when it begins. Where the model is spread over nodes, every token
+            gathers all of its weights, and a batch takes minutes.
 
     Raises:
         TrainingError: if the tokenizer has nothing to begin with, neither a start or end token nor a template.
@@ -50,7 +57,7 @@ def sample_texts(
     model.eval()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed + process)
-        rows = _sample_share(model, tokenizer, share, tokens)
+        rows = _sample_share(model, tokenizer, share, tokens, entered)
     model.train(was_training)
     if world_size > 1:
         gathered: list[list[Tensor]] = [[] for _ in range(world_size)]
@@ -60,7 +67,13 @@ def sample_texts(
     return [Sample(input_ids=text, labels=text, row=number) for number, text in enumerate(texts, start=1)]
 
 
-def _sample_share(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, tokens: int) -> list[Tensor]:
+def _sample_share(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    number: int,
+    tokens: int,
+    entered: Callable[[str], None],
+) -> list[Tensor]:
     """Return ``number`` rows of token ids in the host's memory, documents and conversations."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     open_turn = _open_turn(tokenizer)
@@ -72,9 +85,11 @@ def _sample_share(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nu
     conversations = 0 if open_turn is None else number if start is None else number // 2
     rows: list[Tensor] = []
     for first in range(0, number - conversations, TEXTS_AT_ONCE):
+        entered(f"sampling documents from {first + 1} on")
         count = min(TEXTS_AT_ONCE, number - conversations - first)
         rows += _continue(model, tokenizer, [torch.tensor([start])] * count, tokens - 1)
     for first in range(0, conversations, TEXTS_AT_ONCE):
+        entered(f"sampling conversations from {first + 1} on")
         rows += _converse(model, tokenizer, open_turn or "", min(TEXTS_AT_ONCE, conversations - first), tokens)
     return [row[:tokens] for row in rows]
 
