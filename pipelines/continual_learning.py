@@ -5,6 +5,8 @@ achieved, takes the rows that no run before it had, and is held against all vers
 ends after the validation.
 """
 
+from typing import Any
+
 from kfp import dsl
 
 from components.base_resolution import base_resolution
@@ -221,25 +223,29 @@ def continual_learning(
             valid=validation.outputs["valid"],
         )
 
+        # Both models are asked the same, or the second step would not find what the first has measured.
+        asked: dict[str, Any] = {
+            "run_id": run_id,
+            "tasks": eval_tasks,
+            "target_tasks": eval_target_tasks,
+            "include_path": eval_include_path,
+            "num_fewshot": eval_num_fewshot,
+            "limit": eval_limit,
+            "batch_size": eval_batch_size,
+            "apply_chat_template": eval_apply_chat_template,
+            "generation": eval_generation,
+            "probe": eval_probe,
+            "backend": eval_backend,
+            "gpus": eval_gpus,
+            "max_forgetting": eval_max_forgetting,
+            "max_cumulative_forgetting": eval_max_cumulative_forgetting,
+            "task_limits": eval_task_limits,
+            "min_target_gain": eval_min_target_gain,
+            "seed": eval_seed,
+            "base": base.outputs["base"],
+        }
         baseline = baseline_evaluation(
-            run_id=run_id,
-            tasks=eval_tasks,
-            target_tasks=eval_target_tasks,
-            include_path=eval_include_path,
-            num_fewshot=eval_num_fewshot,
-            limit=eval_limit,
-            batch_size=eval_batch_size,
-            apply_chat_template=eval_apply_chat_template,
-            generation=eval_generation,
-            probe=eval_probe,
-            backend=eval_backend,
-            gpus=eval_gpus,
-            max_forgetting=eval_max_forgetting,
-            max_cumulative_forgetting=eval_max_cumulative_forgetting,
-            task_limits=eval_task_limits,
-            min_target_gain=eval_min_target_gain,
-            seed=eval_seed,
-            base=base.outputs["base"],
+            **asked,
             processed=processing.outputs["processed"],
         )
 
@@ -285,25 +291,8 @@ def continual_learning(
         ).after(baseline, placement)
 
         evaluation = forgetting_evaluation(
-            run_id=run_id,
-            tasks=eval_tasks,
-            target_tasks=eval_target_tasks,
-            include_path=eval_include_path,
-            num_fewshot=eval_num_fewshot,
-            limit=eval_limit,
-            batch_size=eval_batch_size,
-            apply_chat_template=eval_apply_chat_template,
-            generation=eval_generation,
-            probe=eval_probe,
-            backend=eval_backend,
-            gpus=eval_gpus,
-            max_forgetting=eval_max_forgetting,
-            max_cumulative_forgetting=eval_max_cumulative_forgetting,
-            task_limits=eval_task_limits,
-            min_target_gain=eval_min_target_gain,
+            **asked,
             fail_run=eval_fail_run,
-            seed=eval_seed,
-            base=base.outputs["base"],
             processed=processing.outputs["processed"],
             baseline=baseline.outputs["baseline"],
             tuned=training.outputs["tuned"],
