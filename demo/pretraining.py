@@ -11,7 +11,7 @@ weights with random noise added, which leads to a minimum with room around it (g
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,13 @@ from random import Random
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from demo.conversations import Conversation, base_conversations
 from demo.tokenizer import CONTEXT_TOKENS
@@ -82,13 +88,30 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
 
 def pretrain(tokenizer: PreTrainedTokenizerFast, config: PretrainingConfig) -> Qwen3ForCausalLM:
     """Return a base model that knows the countries, in evaluation mode."""
-    model = new_model(tokenizer, config.seed).train()
+    model = new_model(tokenizer, config.seed)
+    weights = [linear.weight.data for linear in model.model.layers.modules() if isinstance(linear, nn.Linear)]
+    teach(model, weights, tokenizer, config)
+    return model
+
+
+def teach(
+    model: PreTrainedModel, weights: Sequence[Tensor], tokenizer: PreTrainedTokenizerFast, config: PretrainingConfig
+) -> None:
+    """Train ``model`` on the stream of conversations, and leave it in evaluation mode.
+
+    Args:
+        model: untrained.
+        weights: of the linear layers of its blocks, which get noise.
+        tokenizer: the model's.
+        config: steps, rates and noise.
+    """
+    model.train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(learning_rate_factor, config=config))
     for step, (input_ids, labels) in enumerate(islice(batches(tokenizer, config), config.num_steps), start=1):
-        with noisy_weights(model, config.noise_ratio * min(1.0, 2 * step / config.num_steps)):
+        with noise_on(weights, config.noise_ratio * min(1.0, 2 * step / config.num_steps)):
             loss = answer_loss(model, input_ids, labels)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
@@ -97,13 +120,12 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, config: PretrainingConfig) -> Q
         optimizer.zero_grad()
         if step % LOG_INTERVAL_STEPS == 0:
             logger.info("step %d of %d: loss %.4f", step, config.num_steps, loss.item())
-    return model.eval()
+    model.eval()
 
 
 @contextmanager
-def noisy_weights(model: Qwen3ForCausalLM, noise_ratio: float) -> Iterator[None]:
-    """Add Gaussian noise to the linear layers of the blocks, and take it away again at the end."""
-    weights = [linear.weight.data for linear in model.model.layers.modules() if isinstance(linear, nn.Linear)]
+def noise_on(weights: Sequence[Tensor], noise_ratio: float) -> Iterator[None]:
+    """Add Gaussian noise to ``weights``, a share of each one's root mean square, and take it away at the end."""
     originals = [weight.clone() for weight in weights]
     for weight in weights:
         weight.add_(torch.randn_like(weight), alpha=noise_ratio * weight.square().mean().sqrt().item())
@@ -161,13 +183,13 @@ def pad_rows(rows: list[TokensAndLabels], pad_token_id: int) -> tuple[Tensor, Te
     return torch.tensor(input_ids), torch.tensor(labels)
 
 
-def answer_loss(model: Qwen3ForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
+def answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of the tokens with labels.
 
     Padding needs no attention mask: it stands at the end, and attention looks back only. The head is applied only
     where there is a label, which is at few of the tokens.
     """
-    hidden = model.model(input_ids=input_ids).last_hidden_state[:, :-1]
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     has_label = targets != IGNORED_LABEL
-    return cross_entropy(model.lm_head(hidden[has_label]), targets[has_label])
+    return cross_entropy(model.get_output_embeddings()(hidden[has_label]), targets[has_label])

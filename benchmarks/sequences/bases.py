@@ -6,17 +6,10 @@ conversations, with the demo's tokenizer, and kept in a folder for the next run.
 step takes its gradient at weights with noise added; a model this small forgets at the first touch otherwise.
 """
 
-import functools
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -25,15 +18,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from demo.pretraining import IGNORED_LABEL, PretrainingConfig, batches, learning_rate_factor
+from demo.pretraining import PretrainingConfig, teach
 from demo.tokenizer import CONTEXT_TOKENS
 from osft.subspace.targets import find_targets, target_parameter
 
-logger = logging.getLogger(__name__)
-
 DEMO_MODEL = Path(__file__).parents[2] / "demo" / "model"
 PRETRAINING = PretrainingConfig(seed=20262, num_steps=4000, noise_ratio=0.8)
-LOG_INTERVAL_STEPS = 100
 
 
 class Architecture(StrEnum):
@@ -85,38 +75,6 @@ def new_gpt2(tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
 
 def pretrain_gpt2(tokenizer: PreTrainedTokenizerFast, config: PretrainingConfig) -> GPT2LMHeadModel:
     """Return a GPT-2 that knows the countries."""
-    model = new_gpt2(tokenizer, config.seed).train()
-    weights = [target_parameter(model, target).data for target in find_targets(model)]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(learning_rate_factor, config=config))
-    for step, (input_ids, labels) in enumerate(islice(batches(tokenizer, config), config.num_steps), start=1):
-        with noise_on(weights, config.noise_ratio * min(1.0, 2 * step / config.num_steps)):
-            loss = mean_answer_loss(model, input_ids, labels)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % LOG_INTERVAL_STEPS == 0:
-            logger.info("pretraining, step %d of %d: loss %.4f", step, config.num_steps, loss.item())
-    return model.eval()
-
-
-@contextmanager
-def noise_on(weights: Sequence[Tensor], noise_ratio: float) -> Iterator[None]:
-    """Add Gaussian noise to ``weights``, a share of each one's root mean square, and take it away at the end."""
-    originals = [weight.clone() for weight in weights]
-    for weight in weights:
-        weight.add_(torch.randn_like(weight), alpha=noise_ratio * weight.square().mean().sqrt().item())
-    yield
-    for weight, original in zip(weights, originals, strict=True):
-        weight.copy_(original)
-
-
-def mean_answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the tokens with labels; padding stands at the end and needs no mask."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-    has_label = labels[:, 1:] != IGNORED_LABEL
-    return cross_entropy(model.get_output_embeddings()(hidden[has_label]), labels[:, 1:][has_label])
+    model = new_gpt2(tokenizer, config.seed)
+    teach(model, [target_parameter(model, target).data for target in find_targets(model)], tokenizer, config)
+    return model

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks.sequences.bases import mean_answer_loss
 from benchmarks.sequences.methods import Ready
 from benchmarks.sequences.texts import Task, exact_match, pad
+from demo.pretraining import answer_loss
 from osft.data.samples import Sample
 from osft.subspace.attach import merge, project_gradients
 
@@ -69,7 +69,7 @@ def take_step(
     optimizer: torch.optim.Optimizer,
 ) -> float:
     """Take one step as the engine takes it, and return the loss before it."""
-    loss = mean_answer_loss(model, *pad(batch, model.config.pad_token_id))
+    loss = answer_loss(model, *pad(batch, model.config.pad_token_id))
     loss.backward()
     project_gradients(model)
     nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
