@@ -81,6 +81,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def short_training(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Return the parameters of ``osft()`` for a training of a second or two."""
+    return {
+        "model_path": str(model),
+        "data_path": str(data),
+        "ckpt_output_dir": str(output),
+        "unfreeze_rank_ratio": 0.5,
+        "effective_batch_size": 4,
+        "max_tokens_per_gpu": 256,
+        "max_seq_len": 128,
+        "learning_rate": 5e-3,
+        **changes,
+    }
+
+
 def find_free_port() -> int:
     """Return a port of this machine on which nobody listens."""
     with socket.socket() as server:

@@ -8,6 +8,8 @@ import numpy as np
 import orjson
 import pytest
 
+from tests.conftest import short_training
+
 
 @pytest.fixture(scope="session")
 def processed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,19 +29,7 @@ def call(tiny_model: Path, processed_file: Path, tmp_path: Path) -> Callable[...
     """Return the parameters of ``osft()`` for eight steps, two an epoch, into a folder of ``tmp_path``."""
 
     def parameters(folder: str, **changes: Any) -> dict[str, Any]:
-        return {
-            "model_path": str(tiny_model),
-            "data_path": str(processed_file),
-            "ckpt_output_dir": str(tmp_path / folder),
-            "use_processed_dataset": True,
-            "unfreeze_rank_ratio": 0.5,
-            "effective_batch_size": 4,
-            "max_tokens_per_gpu": 256,
-            "max_seq_len": 128,
-            "learning_rate": 5e-3,
-            "num_epochs": 4,
-            "nproc_per_node": 1,
-            **changes,
-        }
+        steps = {"use_processed_dataset": True, "num_epochs": 4, "nproc_per_node": 1}
+        return short_training(tiny_model, processed_file, tmp_path / folder, **{**steps, **changes})
 
     return parameters

@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,26 +17,6 @@ def options(parameters: Mapping[str, object]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in parameters.items() if value is not True] + [
         f"--{name.replace('_', '-')}" for name, value in parameters.items() if value is True
     ]
-
-
-@pytest.fixture(scope="session")
-def call_of_osft() -> Callable[..., dict[str, Any]]:
-    """Return the parameters of a short training."""
-
-    def parameters(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-        return {
-            "model_path": str(model),
-            "data_path": str(data),
-            "ckpt_output_dir": str(output),
-            "unfreeze_rank_ratio": 0.5,
-            "effective_batch_size": 4,
-            "max_tokens_per_gpu": 256,
-            "max_seq_len": 128,
-            "learning_rate": 5e-3,
-            **changes,
-        }
-
-    return parameters
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from osft import osft
 from osft.errors import PreemptedError
 from osft.logs import ensure_logging
 from osft.processes.preemption import PREEMPTED_EXIT_CODE, Preemption
+from tests.conftest import short_training
 
 ASKED_TWICE = """
 import os, signal, sys
@@ -115,10 +115,10 @@ def sigterm_before_first_step() -> Iterator[None]:
 
 @pytest.mark.usefixtures("sigterm_before_first_step")
 def test_a_training_that_has_taken_no_step_stops_where_it_is(
-    tiny_model: Path, messages_file: Path, tmp_path: Path, call_of_osft: Callable[..., dict[str, Any]]
+    tiny_model: Path, messages_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PreemptedError, match="before the first step"):
-        osft(**call_of_osft(tiny_model, messages_file, tmp_path / "out", nproc_per_node=1))
+        osft(**short_training(tiny_model, messages_file, tmp_path / "out", nproc_per_node=1))
 
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from osft import osft
+from tests.conftest import short_training
 
 pytestmark = pytest.mark.slow
 
@@ -56,28 +57,30 @@ def messages_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loss_alone(
-    tiny_model: Path, messages_file: Path, tmp_path_factory: pytest.TempPathFactory,
-    call_of_osft: Callable[..., dict[str, Any]],
-) -> float:  # fmt: skip
+    tiny_model: Path,
+    messages_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> float:
     """Return the last loss of the run in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    return osft(**call_of_osft(tiny_model, messages_file, folder, nproc_per_node=1)).final_loss
+    return osft(**short_training(tiny_model, messages_file, folder, nproc_per_node=1)).final_loss
 
 
 @pytest.fixture(scope="module")
 def outcomes_under_torchrun(
-    tiny_model: Path, messages_file: Path, tmp_path_factory: pytest.TempPathFactory,
-    call_of_osft: Callable[..., dict[str, Any]],
-) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    tiny_model: Path,
+    messages_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, list[dict[str, Any]]]:
     """Call ``osft()`` thrice in two processes of a torchrun that the user started; return what came of each call."""
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "bad.jsonl").write_text('{"messages": [{"role": "human", "content": "x"}]}\n')
     calls = {
-        "bad data": call_of_osft(tiny_model, folder / "bad.jsonl", folder / "bad"),
-        "not finite": call_of_osft(
+        "bad data": short_training(tiny_model, folder / "bad.jsonl", folder / "bad"),
+        "not finite": short_training(
             copy_with_a_nan(tiny_model, folder / "broken"), messages_file, folder / "not finite"
         ),
-        "good": call_of_osft(tiny_model, messages_file, folder / "good"),
+        "good": short_training(tiny_model, messages_file, folder / "good"),
     }
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -133,10 +136,14 @@ def in_pod(rank: int, port: int) -> dict[str, str]:
 
 
 def test_a_pod_that_is_stopped_while_it_waits_for_another_ends_at_once_with_the_code_for_preempted(
-    tiny_model: Path, messages_file: Path, tmp_path: Path, free_port: int, wait_until: Callable[..., None],
-    osft_train: Callable[..., subprocess.Popen[str]], call_of_osft: Callable[..., dict[str, Any]],
-) -> None:  # fmt: skip
-    pod = osft_train(call_of_osft(tiny_model, messages_file, tmp_path / "out"), in_pod(0, free_port))
+    tiny_model: Path,
+    messages_file: Path,
+    tmp_path: Path,
+    free_port: int,
+    wait_until: Callable[..., None],
+    osft_train: Callable[..., subprocess.Popen[str]],
+) -> None:
+    pod = osft_train(short_training(tiny_model, messages_file, tmp_path / "out"), in_pod(0, free_port))
 
     def is_waiting() -> bool:
         children = psutil.Process(pod.pid).children()
@@ -153,22 +160,27 @@ def test_a_pod_that_is_stopped_while_it_waits_for_another_ends_at_once_with_the_
 
 
 def test_an_argument_that_contradicts_the_job_is_refused_before_anything_starts(
-    tiny_model: Path, messages_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    call_of_osft: Callable[..., dict[str, Any]],
-) -> None:  # fmt: skip
+    tiny_model: Path,
+    messages_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PET_NNODES", "1")
 
     with pytest.raises(ValueError, match="nnodes=3 was given, but the job that this runs in has PET_NNODES=1"):
-        osft(**call_of_osft(tiny_model, messages_file, tmp_path / "out", nnodes=3, rdzv_id=1, rdzv_endpoint="a:1"))
+        osft(**short_training(tiny_model, messages_file, tmp_path / "out", nnodes=3, rdzv_id=1, rdzv_endpoint="a:1"))
 
 
 @pytest.fixture
 def endless_run(
-    tiny_model: Path, messages_file: Path, tmp_path: Path, osft_train: Callable[..., subprocess.Popen[str]],
-    wait_until: Callable[..., None], call_of_osft: Callable[..., dict[str, Any]],
-) -> subprocess.Popen[str]:  # fmt: skip
+    tiny_model: Path,
+    messages_file: Path,
+    tmp_path: Path,
+    osft_train: Callable[..., subprocess.Popen[str]],
+    wait_until: Callable[..., None],
+) -> subprocess.Popen[str]:
     """A run in two processes that has taken its first steps."""
-    call = call_of_osft(tiny_model, messages_file, tmp_path / "out", nproc_per_node=2, num_epochs=ENDLESS)
+    call = short_training(tiny_model, messages_file, tmp_path / "out", nproc_per_node=2, num_epochs=ENDLESS)
     run = osft_train(call, os.environ)
     metrics = tmp_path / "out" / "metrics.jsonl"
     wait_until(lambda: run.poll() is not None or (metrics.is_file() and metrics.read_bytes().count(b"\n") > 2))

@@ -15,23 +15,13 @@ from osft import OSFTAlgorithm, osft
 from osft.subspace.decomposition import frozen_rank
 from osft.training.metrics import read_metrics
 from osft.training.result import TrainingResult
+from tests.conftest import short_training
 
 TARGET_SUFFIXES = ("_proj.weight",)
 
 
 def parameters(model: Path, data: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "model_path": str(model),
-        "data_path": str(data),
-        "ckpt_output_dir": str(output),
-        "unfreeze_rank_ratio": 0.5,
-        "effective_batch_size": 4,
-        "max_tokens_per_gpu": 256,
-        "max_seq_len": 128,
-        "learning_rate": 5e-3,
-        "nproc_per_node": 1,
-        **changes,
-    }
+    return short_training(model, data, output, **{"nproc_per_node": 1, **changes})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
