@@ -61,7 +61,7 @@ def baseline_evaluation(
     """
     from osft.evaluation.evaluate import BASELINE_NAME, measure_baseline
     from osft.evaluation.models.placement import warn_of_missing_gpus
-    from osft.evaluation.parameters import Ancestry, EvaluationParameters, describe_inputs, make_config
+    from osft.evaluation.parameters import EvaluationParameters, describe_inputs, make_config
     from osft.logs import configure_logging
     from osft.versions.base_model import BaseModel
     from osft.workspace import Manifest, Workspace, read_json
@@ -87,13 +87,7 @@ def baseline_evaluation(
         seed=seed,
     )
     start = BaseModel.load(workspace.directory_of(base.path))
-    ancestry = Ancestry(
-        version=start.parent,
-        origin=start.origin,
-        earlier_holdouts=start.earlier_holdouts,
-        ancestor_measurements=start.ancestor_measurements,
-    )
-    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path), ancestry=ancestry)
+    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path), ancestry=start)
     model = workspace.locate(start.model)
     manifest = workspace.complete(
         run_id,

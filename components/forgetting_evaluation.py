@@ -78,7 +78,6 @@ def forgetting_evaluation(
     from osft.evaluation.evaluate import BASELINE_NAME, HTML_NAME, MARKDOWN_NAME, REPORT_NAME, evaluate_forgetting
     from osft.evaluation.models.placement import warn_of_missing_gpus
     from osft.evaluation.parameters import (
-        Ancestry,
         EvaluationParameters,
         data_summary,
         describe_inputs,
@@ -113,13 +112,7 @@ def forgetting_evaluation(
         seed=seed,
     )
     start = BaseModel.load(workspace.directory_of(base.path))
-    ancestry = Ancestry(
-        version=start.parent,
-        origin=start.origin,
-        earlier_holdouts=start.earlier_holdouts,
-        ancestor_measurements=start.ancestor_measurements,
-    )
-    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path), ancestry=ancestry)
+    config = make_config(parameters, workspace, processed=workspace.directory_of(processed.path), ancestry=start)
     model, trained = workspace.locate(start.model), Manifest.load(tuned.path)
     manifest = workspace.complete(
         run_id,

@@ -1,8 +1,8 @@
 """One sequence: tasks learnt one after the other with one method, and what is left of each after every one."""
 
 import logging
+import operator
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -140,11 +140,7 @@ def _add_task(
     ready = make_ready(model, method, config)
     took = learn(ready, task, method.learning_rate, config.seed, max_epochs)
     if method.remembers:
-        finish_memory(ready.memory, ready.model, ready.places, task.rows, config, _call)
+        finish_memory(ready.memory, ready.model, ready.places, task.rows, config, operator.call)
     plain, _ = load_base(Path(config.model_path))
     plain.load_state_dict(plain_state(ready.model))
     return plain, replace(took, seconds=time.process_time() - started)
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from osft.data.files import PROCESSING_REPORT_NAME, SOURCE_NAME, VALIDATION_REPORT_NAME
 from osft.errors import ConfigError, EvaluationError
+from osft.evaluation.ancestry import Ancestry
 from osft.evaluation.config import Backend, EvaluationConfig, split_names
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.file_hashes import sha256_of_path
@@ -55,23 +56,6 @@ class EvaluationParameters:
     seed: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ancestry:
-    """Where the base of a run comes from: what :class:`osft.versions.base_model.BaseModel` says of it."""
-
-    version: str | None
-    """The version that the base is; None: it is none, and nothing was promoted before it."""
-
-    origin: str
-    """The model that the chain began with: a name on the Hub, a path or ``pvc://``."""
-
-    earlier_holdouts: Mapping[str, str]
-    """Folder of the held-out rows of each earlier version, relative to the workspace, by name of the task."""
-
-    ancestor_measurements: Mapping[str, str]
-    """Folder of the measurements of each version, relative to the workspace, oldest first."""
-
-
 def make_config(
     parameters: EvaluationParameters, workspace: Workspace, *, processed: Path, ancestry: Ancestry
 ) -> EvaluationConfig:
@@ -100,10 +84,10 @@ def make_config(
         include_path=_path(parameters.include_path, workspace),
         holdout=processed if has_holdout else None,
         earlier_holdouts=_folders(ancestry.earlier_holdouts, workspace),
-        base_version=ancestry.version,
+        base_version=ancestry.parent,
         ancestor_measurements=_folders(ancestry.ancestor_measurements, workspace),
         # A base that is no version is the origin itself.
-        origin=_origin(ancestry.origin, workspace) if ancestry.version else None,
+        origin=_origin(ancestry.origin, workspace) if ancestry.parent else None,
         probe=_path(parameters.probe, workspace),
         num_fewshot=_shots(parameters.num_fewshot),
         limit=parameters.limit or None,

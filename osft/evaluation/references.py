@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.evaluation.config import EvaluationConfig
 from osft.evaluation.cumulative import ORIGIN
 from osft.evaluation.exam import Exam
@@ -25,9 +26,6 @@ from osft.evaluation.pairing import Measurements, pair
 from osft.evaluation.tasks import RequestedTask
 
 logger = logging.getLogger(__name__)
-
-ORIGIN_VERSION = "v0000"
-"""The folder that stands for the origin among the versions; it has no weights."""
 
 BASE = "base"
 """What the base is called where it is no version."""

@@ -1,11 +1,12 @@
 """Making a loaded model ready to train: kernels, targets, what is protected, the same in every process."""
 
 import logging
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,8 +27,6 @@ from osft.training.model_files import LoadedModel
 from osft.training.sharding import empty_copy, shard
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +117,7 @@ def _attach_all(
         offload=config.save_memory and model.device.type == "cuda",
     )
     carry_scales(model, memory)
-    return PreparedModel(loaded=loaded, with_weights=_call, places=places, memory=memory), targets
+    return PreparedModel(loaded=loaded, with_weights=operator.call, places=places, memory=memory), targets
 
 
 def _spread(
@@ -166,7 +165,3 @@ def _choose_source(
 ) -> Source:
     cache = Path(config.decomposition_cache) if config.decomposition_cache else None
     return choose_source(model, targets, config, samples, cache, memory)
-
-
-def _call(function: Callable[..., Result], *arguments: Any) -> Result:
-    return function(*arguments)

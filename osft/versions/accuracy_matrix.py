@@ -22,8 +22,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.evaluation.statistics import scale_of
-from osft.versions.folders import ORIGIN_VERSION
 from osft.versions.lineage import Lineage, TaskScore
 
 Column = tuple[str, str, str]

@@ -13,16 +13,17 @@ from pathlib import Path
 
 from osft.data.files import HELD_OUT_ROWS_NAME, SEEN_ROWS_NAME, TOO_LONG_ROWS_NAME
 from osft.errors import ConfigError, WorkspaceError
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.lookup import describe_near
 from osft.versions.folders import (
     MEASUREMENTS_FOLDER,
     MEMORY_FOLDER,
     ORIGIN_FOLDER,
-    ORIGIN_VERSION,
     claim_weights,
     has_weights,
     published_versions,
     pvc_reference,
+    relative_path,
     versions_folder,
 )
 from osft.versions.journal import Journal, promoted_models
@@ -229,7 +230,7 @@ def _from_version(workspace: Workspace, reference: str, version: Path, current: 
         held_out_rows=_hashes(workspace, versions, HELD_OUT_ROWS_NAME),
         too_long_rows=dict(zip(_hashes(workspace, versions, TOO_LONG_ROWS_NAME), limits, strict=True)),
         ancestor_measurements={
-            name: _relative(workspace, folder / MEASUREMENTS_FOLDER)
+            name: relative_path(workspace, folder / MEASUREMENTS_FOLDER)
             for name, folder in measured.items()
             if (folder / MEASUREMENTS_FOLDER).is_dir()
         },
@@ -241,13 +242,9 @@ def _hashes(workspace: Workspace, versions: Sequence[Path], name: str) -> tuple[
 
     Also one that is lost, which is an error where it is read: its rows would be trained on again.
     """
-    return tuple(_relative(workspace, version / name) for version in versions)
+    return tuple(relative_path(workspace, version / name) for version in versions)
 
 
 def _memory(workspace: Workspace, version: Path) -> str | None:
     folder = version / MEMORY_FOLDER
-    return _relative(workspace, folder) if folder.is_dir() else None
-
-
-def _relative(workspace: Workspace, path: Path) -> str:
-    return path.relative_to(workspace.root).as_posix()
+    return relative_path(workspace, folder) if folder.is_dir() else None

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixFigures, matrix_of
-from osft.versions.folders import ORIGIN_VERSION, check_model, has_weights, published_versions, versions_folder
+from osft.versions.folders import check_model, has_weights, published_versions, versions_folder
 from osft.versions.journal import Journal
 from osft.versions.lineage import Lineage, chain_of
 from osft.versions.memory_room import MemoryRoom, read_memory_room

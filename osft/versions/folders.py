@@ -13,11 +13,9 @@ import tempfile
 from pathlib import Path
 
 from osft.errors import MissingPathError
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.lookup import describe_near
 from osft.workspace import MANIFEST_NAME, PVC_SCHEME, Workspace, safe_name, sync_directory
-
-ORIGIN_VERSION = "v0000"
-"""What the first version of a chain was trained from; never current, and no folder."""
 
 VERSION = re.compile(r"v(\d{4,})")
 HOLDOUT_FOLDER = "holdout"
@@ -120,6 +118,11 @@ def claim_weights(version: Path) -> bool:
     return has_weights(version)
 
 
+def relative_path(workspace: Workspace, path: Path) -> str:
+    """Return a path on the workspace as manifests name it: relative to the workspace's folder."""
+    return path.relative_to(workspace.root).as_posix()
+
+
 def pvc_reference(workspace: Workspace, path: Path) -> str:
     """Return a path on the workspace as the ``pvc://`` reference that every step understands."""
-    return f"{PVC_SCHEME}{path.relative_to(workspace.root).as_posix()}"
+    return f"{PVC_SCHEME}{relative_path(workspace, path)}"

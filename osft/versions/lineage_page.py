@@ -11,11 +11,11 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, PackageLoader
 
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.evaluation.report.formats import DASH, format_share
 from osft.pages import format_count, write_page
 from osft.versions.accuracy_matrix import AccuracyMatrix, MatrixTask, TaskFigures
 from osft.versions.chain_summary import ChainSummary
-from osft.versions.folders import ORIGIN_VERSION
 from osft.versions.memory_room import memory_size_text, room_text
 from osft.versions.score_text import (
     COLD,

@@ -25,6 +25,7 @@ from osft.versions.folders import (
     ORIGIN_FOLDER,
     partial_name,
     published_versions,
+    relative_path,
     version_name,
     version_number,
     versions_folder,
@@ -231,7 +232,7 @@ def _describe(promotion: _Promotion, partial: Path, version: Path, model: Sequen
     if promotion.base.parent is None:
         keep_origin(promotion.record, promotion.base, version=version.name, folder=partial / ORIGIN_FOLDER)
     Manifest(
-        path=version.relative_to(promotion.record.workspace.root).as_posix(),
+        path=relative_path(promotion.record.workspace, version),
         files=_with_new_files(partial, model),
         inputs=promotion.inputs,
     ).save(partial / MANIFEST_NAME)

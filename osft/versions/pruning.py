@@ -26,6 +26,7 @@ from osft.versions.folders import (
     partial_name,
     published_versions,
     pvc_reference,
+    relative_path,
     run_of_partial,
     settle_pruning,
     version_number,
@@ -154,7 +155,7 @@ def _weights(version: Path) -> list[Path]:
 
 
 def _delete_weights(workspace: Workspace, version: Path) -> PrunedItem:
-    item = PrunedItem(path=_relative(workspace, version), size_bytes=sum(map(size_of, _weights(version))))
+    item = PrunedItem(path=relative_path(workspace, version), size_bytes=sum(map(size_of, _weights(version))))
     for path in (*_weights(version), *version.glob(f"{PRUNING_NAME}*")):
         if path.is_dir():
             delete(path)
@@ -191,10 +192,6 @@ def _run_of_version(version: Path) -> str | None:
 
 def _remove(workspace: Workspace, folder: Path) -> Iterator[PrunedItem]:
     """Remove a folder; nothing is yielded if another process was faster."""
-    item = PrunedItem(path=_relative(workspace, folder), size_bytes=size_of(folder))
+    item = PrunedItem(path=relative_path(workspace, folder), size_bytes=size_of(folder))
     if remove_folder(folder):
         yield item
-
-
-def _relative(workspace: Workspace, path: Path) -> str:
-    return path.relative_to(workspace.root).as_posix()

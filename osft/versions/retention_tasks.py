@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from osft.data.files import HOLDOUT_NAME
 from osft.evaluation.config import HOLDOUT_TASK
 from osft.evaluation.measurement import TaskMeasurement, measurement_path
-from osft.versions.folders import HOLDOUT_FOLDER, versions_folder
+from osft.versions.folders import HOLDOUT_FOLDER, relative_path, versions_folder
 from osft.versions.lineage import Lineage
 from osft.workspace import Workspace
 
@@ -74,9 +74,9 @@ def earlier_holdouts(workspace: Workspace, chain: Sequence[Lineage]) -> dict[str
         Name of each task, and the folder of its rows relative to the workspace.
     """
     return {
-        lineage.learned_task: (versions_folder(workspace, lineage.model_name) / lineage.version / HOLDOUT_FOLDER)
-        .relative_to(workspace.root)
-        .as_posix()
+        lineage.learned_task: relative_path(
+            workspace, versions_folder(workspace, lineage.model_name) / lineage.version / HOLDOUT_FOLDER
+        )
         for lineage in chain
         if lineage.learned_task
     }

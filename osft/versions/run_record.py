@@ -9,8 +9,8 @@ from typing import Any
 
 from osft.data.files import SOURCE_NAME
 from osft.errors import WorkspaceError
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.versions.base_model import BASE_STEP, BaseModel
-from osft.versions.folders import ORIGIN_VERSION
 from osft.versions.lineage import Lineage, TaskScore, read_lineage
 from osft.versions.questions import question_hashes
 from osft.versions.retention_tasks import has_holdout, permanent_name, task_name

@@ -7,7 +7,6 @@ import pytest
 
 from osft.errors import ConfigError, MissingPathError, WorkspaceError
 from osft.evaluation.parameters import (
-    Ancestry,
     EvaluationParameters,
     data_summary,
     describe_inputs,
@@ -15,6 +14,7 @@ from osft.evaluation.parameters import (
     sha256_of_path,
     training_settings,
 )
+from osft.versions.base_model import BaseModel
 from osft.workspace import Manifest, Workspace, write_json
 
 PARAMETERS = EvaluationParameters(
@@ -35,7 +35,20 @@ PARAMETERS = EvaluationParameters(
     seed=42,
 )
 
-NO_ANCESTRY = Ancestry(version=None, origin="pvc://origin", earlier_holdouts={}, ancestor_measurements={})
+NO_VERSION = BaseModel(
+    reference="pvc://origin",
+    model="pvc://origin",
+    model_name="m",
+    parent=None,
+    current=None,
+    origin="pvc://origin",
+    memory=None,
+    earlier_holdouts={},
+    seen_rows=(),
+    held_out_rows=(),
+    too_long_rows={},
+    ancestor_measurements={},
+)
 
 
 @pytest.fixture
@@ -52,7 +65,7 @@ def processed(tmp_path: Path) -> Path:
 def test_empty_texts_zeros_and_auto_stand_for_what_the_library_does_unasked(
     workspace: Workspace, processed: Path
 ) -> None:
-    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_ANCESTRY)
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_VERSION)
 
     assert config.tasks == ("gsm8k", "arc_easy")
     assert config.target_tasks == ()
@@ -75,7 +88,7 @@ def test_what_is_given_is_taken(workspace: Workspace, processed: Path) -> None:
         generation={"max_gen_toks": 16},
     )
 
-    config = make_config(parameters, workspace, processed=processed, ancestry=NO_ANCESTRY)
+    config = make_config(parameters, workspace, processed=processed, ancestry=NO_VERSION)
 
     assert (config.include_path, config.probe) == (workspace.root / "tasks", workspace.root / "probe.txt")
     assert (config.num_fewshot, config.limit, config.batch_size) == (5, 100, 8)
@@ -85,8 +98,9 @@ def test_what_is_given_is_taken(workspace: Workspace, processed: Path) -> None:
 def test_versions_before_the_base_are_found_on_the_workspace(workspace: Workspace, processed: Path) -> None:
     for folder in ("v0000/measurements", "v0001/measurements", "v0001/holdout"):
         (workspace.models / "m" / folder).mkdir(parents=True)
-    ancestry = Ancestry(
-        version="v0001",
+    ancestry = replace(
+        NO_VERSION,
+        parent="v0001",
         origin="pvc://origin/that/is/gone",
         earlier_holdouts={"holdout_v0001": "models/m/v0001/holdout"},
         ancestor_measurements={"v0000": "models/m/v0000/measurements", "v0001": "models/m/v0001/measurements"},
@@ -103,13 +117,13 @@ def test_versions_before_the_base_are_found_on_the_workspace(workspace: Workspac
 
 
 def test_base_that_is_no_version_is_its_own_origin(workspace: Workspace, processed: Path) -> None:
-    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_ANCESTRY)
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_VERSION)
 
     assert (config.base_version, config.origin, config.has_chain) == (None, None, False)
 
 
 def test_folder_of_a_version_outside_of_the_workspace_is_refused(workspace: Workspace, processed: Path) -> None:
-    ancestry = replace(NO_ANCESTRY, version="v0001", earlier_holdouts={"holdout_v0001": "../elsewhere"})
+    ancestry = replace(NO_VERSION, parent="v0001", earlier_holdouts={"holdout_v0001": "../elsewhere"})
 
     with pytest.raises(WorkspaceError, match=r"'\.\./elsewhere' leaves the workspace"):
         make_config(PARAMETERS, workspace, processed=processed, ancestry=ancestry)
@@ -118,7 +132,7 @@ def test_folder_of_a_version_outside_of_the_workspace_is_refused(workspace: Work
 def test_whole_numbers_that_kfp_made_doubles_are_whole_again(workspace: Workspace, processed: Path) -> None:
     parameters = replace(PARAMETERS, generation={"max_gen_toks": 16.0, "top_p": 0.5, "until": ["a", 2.0], "do": True})
 
-    config = make_config(parameters, workspace, processed=processed, ancestry=NO_ANCESTRY)
+    config = make_config(parameters, workspace, processed=processed, ancestry=NO_VERSION)
 
     assert repr(config.generation) == repr({"max_gen_toks": 16, "top_p": 0.5, "until": ["a", 2], "do": True})
 
@@ -126,20 +140,20 @@ def test_whole_numbers_that_kfp_made_doubles_are_whole_again(workspace: Workspac
 def test_without_held_out_rows_nothing_is_asked_of_them(workspace: Workspace, processed: Path) -> None:
     write_json(processed / "processing.json", {"rows_holdout": 0})
 
-    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_ANCESTRY)
+    config = make_config(PARAMETERS, workspace, processed=processed, ancestry=NO_VERSION)
 
     assert config.holdout is None
 
 
 def test_a_server_that_cannot_have_the_trained_model_is_refused(workspace: Workspace, processed: Path) -> None:
     with pytest.raises(ConfigError, match="eval_backend is 'openai', but no server has the model that this run trains"):
-        make_config(replace(PARAMETERS, backend="openai"), workspace, processed=processed, ancestry=NO_ANCESTRY)
+        make_config(replace(PARAMETERS, backend="openai"), workspace, processed=processed, ancestry=NO_VERSION)
 
 
 @pytest.mark.parametrize("shots", ["five", "-1", "", "2.5"])
 def test_a_number_of_shots_that_is_none_is_refused(workspace: Workspace, processed: Path, shots: str) -> None:
     with pytest.raises(ConfigError, match=f"eval_num_fewshot is '{shots}'. Give a whole number from 0, or auto"):
-        make_config(replace(PARAMETERS, num_fewshot=shots), workspace, processed=processed, ancestry=NO_ANCESTRY)
+        make_config(replace(PARAMETERS, num_fewshot=shots), workspace, processed=processed, ancestry=NO_VERSION)
 
 
 def test_the_inputs_change_with_the_content_of_tasks_and_probe(workspace: Workspace, processed: Path) -> None:
@@ -148,7 +162,7 @@ def test_the_inputs_change_with_the_content_of_tasks_and_probe(workspace: Worksp
     (tasks / "deeper" / "one.yaml").write_text("task: one")
     (workspace.root / "probe.txt").write_text("some text")
     parameters = replace(PARAMETERS, include_path="pvc://tasks", probe="pvc://probe.txt")
-    config = make_config(parameters, workspace, processed=processed, ancestry=NO_ANCESTRY)
+    config = make_config(parameters, workspace, processed=processed, ancestry=NO_VERSION)
 
     first = describe_inputs("base", config)
     (tasks / "deeper" / "one.yaml").write_text("task: two")

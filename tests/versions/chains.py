@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 import torch
 
+from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.subspace.memory.memory import GroupMemory, SubspaceMemory
-from osft.versions.folders import MEMORY_FOLDER, ORIGIN_FOLDER, ORIGIN_VERSION, version_name, versions_folder
+from osft.versions.folders import MEMORY_FOLDER, ORIGIN_FOLDER, version_name, versions_folder
 from osft.versions.journal import Journal
 from osft.versions.lineage import Lineage, TaskScore
 from osft.workspace import MANIFEST_NAME, Manifest, Workspace

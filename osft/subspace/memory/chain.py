@@ -9,6 +9,7 @@ memory. Only the first process reads and writes files.
 """
 
 import logging
+import operator
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -88,7 +89,7 @@ def begin_memory(
         return kept
     entered("measuring what the base model must keep")
     samples = _base_samples(model, config, entered)
-    memory = add_task(None, model, places, samples, config.max_tokens_per_gpu, _call, entered)
+    memory = add_task(None, model, places, samples, config.max_tokens_per_gpu, operator.call, entered)
     if _is_first():
         memory.save(folder)
     return memory
@@ -255,7 +256,3 @@ def _from_all(own: Mapping[int, Result]) -> dict[int, Result]:
 def _host_group() -> dist.ProcessGroup | None:
     """Return a group whose messages stay in the hosts' memory: a GPU has none to spare for them."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
