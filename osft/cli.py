@@ -266,6 +266,7 @@ def plan(
     save_memory: Annotated[
         bool, typer.Option(help="Moments in bfloat16; on one GPU, once-a-step tensors in host memory.")
     ] = False,
+    remember: Annotated[bool, typer.Option(help="Leave a subspace memory, as the pipeline's runs do.")] = False,
 ) -> None:
     """Predict a run's memory by part and the time of the decomposition, and say whether it fits."""
     from osft.planning.plan import config_to_plan, memory_at_hand_gib, plan_training, read_gpu_memory
@@ -279,6 +280,7 @@ def plan(
         target_patterns=tuple(target_patterns) if target_patterns else None,
         train_other_parameters=train_other_parameters,
         save_memory=save_memory,
+        remember=remember,
     )
     capacity_gib = None
     if gpus > 0:

@@ -57,13 +57,16 @@ class MemoryPlan:
     """The most that each phase takes."""
 
     host_gib: float
-    """What lies in the host's memory besides, for each process."""
+    """What lies in the host's memory besides, for each process; with ``remember`` at most."""
 
     trained_values: int
     """Values that AdamW moves."""
 
     capacity_gib: float | None
     """What the card has; ``None`` if none was named and none is at hand."""
+
+    memory_gib: float = 0.0
+    """What the subspace memory that the run leaves takes at most on disk; 0 if it leaves none."""
 
     traffic: Traffic | None = None
     """What each of several processes receives; ``None`` of one alone."""
@@ -278,6 +281,7 @@ def _as_plan(simulation: Simulation, world_size: int, *, on_gpu: bool, capacity_
         host_gib=simulation.host_bytes / BYTES_PER_GIB,
         trained_values=simulation.trained_values,
         capacity_gib=capacity_gib,
+        memory_gib=simulation.memory_bytes / BYTES_PER_GIB,
         traffic=simulation.traffic,
     )
 
@@ -318,9 +322,12 @@ def _smaller_runs(config: TrainingConfig) -> Iterator[TrainingConfig]:
             config = replace(config, max_tokens_per_gpu=tokens, max_seq_len=min(tokens, config.max_seq_len))
             yield config
     yield replace(config, unfreeze_rank_ratio=config.unfreeze_rank_ratio / 2)
+    if config.remember:
+        # Last: the next run of the chain then writes over what this one learns.
+        yield replace(config, remember=False, calibration=None)
 
 
 def _describe_changes(config: TrainingConfig, changed: TrainingConfig) -> str:
-    names = ("save_memory", "max_tokens_per_gpu", "max_seq_len", "unfreeze_rank_ratio")
+    names = ("save_memory", "max_tokens_per_gpu", "max_seq_len", "unfreeze_rank_ratio", "remember")
     new = {name: getattr(changed, name) for name in names if getattr(changed, name) != getattr(config, name)}
     return ", ".join(f"{name}={value}" for name, value in new.items())

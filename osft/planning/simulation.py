@@ -19,9 +19,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from osft.config import TrainingConfig
 from osft.data.samples import Sample
+from osft.planning.remembering import Remembering
 from osft.planning.tracking import AllocationTracker, AssumedValues, FusedAttention
 from osft.subspace.attach import attach, merge, project_gradients, trained_weights
 from osft.subspace.decomposition import ProtectedSubspace, protect_leading_directions
+from osft.subspace.inputs import input_places
 from osft.subspace.targets import find_targets
 from osft.training import attention as packed_attention
 from osft.training.batches import MicroBatch, Packing, collate
@@ -40,13 +42,15 @@ MOMENTS = "AdamW's moments"
 ACTIVATIONS = "activations"
 LOGITS = "logits"
 TEMPORARIES = "temporaries"
+COVARIANCES = "covariances of inputs"
 GATHERED = "gathered from all processes"
-PARTS = (WEIGHTS, MERGED, BASES, TRAINED, GRADIENTS, MOMENTS, ACTIVATIONS, LOGITS, TEMPORARIES, GATHERED)
+PARTS = (WEIGHTS, MERGED, BASES, TRAINED, GRADIENTS, MOMENTS, ACTIVATIONS, LOGITS, TEMPORARIES, COVARIANCES, GATHERED)
 
 LOADING = "loading"
 DECOMPOSITION = "decomposition"
 MICRO_BATCH = "forward and backward"
 OPTIMIZER = "optimizer and merge"
+REMEMBERING = "measuring the memory"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,8 +75,11 @@ class Simulation:
     """Bytes on the device by part, at the peak of each phase."""
 
     host_bytes: int
-    """What lies in the host's memory besides: with ``save_memory`` on a GPU, or, of several processes, its own
-    decompositions before they are handed out."""
+    """What lies in the host's memory besides: with ``save_memory`` on a GPU; of several processes, its own
+    decompositions before they are handed out; with ``remember`` at most as much as memories can have."""
+
+    memory_bytes: int
+    """What the memory takes at most that the run leaves; 0 if it leaves none."""
 
     trained_values: int
     """Values that AdamW moves."""
@@ -101,6 +108,7 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
     with AssumedValues(), tracker:
         with tracker.phase(LOADING, WEIGHTS), torch.device("meta"):
             model = make_model(model_config, on_gpu=on_gpu)
+        remembering = plan_to_remember(model, config)
         with tracker.phase(DECOMPOSITION, TEMPORARIES):
             _attach(model, config, decomposed, on_gpu=on_gpu)
         _assign_parts(model, tracker)
@@ -118,9 +126,15 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
             move_weights(masters.parameters, optimizer)
             masters.write_back()
             merge(model)
+        if remembering:
+            optimizer.state.clear()
+            with tracker.phase(REMEMBERING, TEMPORARIES):
+                remembering.measure(model, tracker, COVARIANCES, nullcontext())
+    offloaded_bytes = sum(buffer.nbytes for _, buffer in model.named_buffers() if not buffer.is_meta)
     return Simulation(
         peaks=tracker.peaks,
-        host_bytes=sum(buffer.nbytes for _, buffer in model.named_buffers() if not buffer.is_meta),
+        host_bytes=offloaded_bytes + (remembering.host_bytes if remembering else 0),
+        memory_bytes=remembering.memory_bytes if remembering else 0,
         trained_values=sum(parameter.numel() for parameter in masters.parameters),
         decomposed=tuple(decomposed),
     )
@@ -134,6 +148,13 @@ def make_model(model_config: PretrainedConfig, *, on_gpu: bool) -> PreTrainedMod
     if on_gpu and model.supports_gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def plan_to_remember(model: PreTrainedModel, config: TrainingConfig, world_size: int = 1) -> Remembering | None:
+    """Return how the memory will be measured, before anything is attached; ``None`` if the run leaves none."""
+    if not config.remember:
+        return None
+    return Remembering(model, input_places(model, find_targets(model, config.target_patterns)), config, world_size)
 
 
 def _attach(model: PreTrainedModel, config: TrainingConfig, decomposed: list[tuple[int, int]], *, on_gpu: bool) -> None:

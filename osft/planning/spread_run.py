@@ -18,12 +18,14 @@ from osft.config import TrainingConfig
 from osft.planning.gathering import Gathering, Group
 from osft.planning.simulation import (
     BASES,
+    COVARIANCES,
     DECOMPOSITION,
     GATHERED,
     LOADING,
     MERGED,
     MOMENTS,
     OPTIMIZER,
+    REMEMBERING,
     TEMPORARIES,
     TRAINED,
     WEIGHTS,
@@ -32,6 +34,7 @@ from osft.planning.simulation import (
     fill_gradients,
     make_model,
     move_weights,
+    plan_to_remember,
     run_micro_batch,
     state_tensors,
 )
@@ -82,6 +85,7 @@ class _SpreadRun:
         self.on_gpu = on_gpu
         self.low = model.dtype if model.dtype != torch.float32 else None
         self.targets = find_targets(model, config.target_patterns)
+        self.remembering = plan_to_remember(model, config, world_size)
         self.own_decompositions: dict[str, ProtectedSubspace] = {}
         self.decomposed: list[tuple[int, int]] = []
         self.host_bytes = 0
@@ -115,9 +119,16 @@ class _SpreadRun:
             move_weights(self.trained, optimizer)
             for rows in self.rows:
                 self._merge(rows)
+        if self.remembering:
+            optimizer.state.clear()
+            with tracker.phase(REMEMBERING, TEMPORARIES):
+                self.remembering.measure(self.model, tracker, COVARIANCES, gathering.step())
+            # The memory so far lies beside the decompositions; when the next is measured, they are handed out.
+            self.host_bytes = max(self.host_bytes + self.remembering.memory_bytes, self.remembering.host_bytes)
         return Simulation(
             peaks=tracker.peaks,
             host_bytes=self.host_bytes,
+            memory_bytes=self.remembering.memory_bytes if self.remembering else 0,
             trained_values=self.trained_values,
             decomposed=tuple(self.decomposed),
             traffic=self._count_traffic(groups),

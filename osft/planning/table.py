@@ -1,10 +1,12 @@
 """A plan for people: a table of parts and a sentence."""
 
+from functools import partial
+
 from rich.console import Group
 from rich.table import Table
 
 from osft.planning.plan import BYTES_PER_GIB, MemoryPlan
-from osft.planning.simulation import GATHERED, PARTS, Traffic
+from osft.planning.simulation import COVARIANCES, GATHERED, PARTS, Traffic
 
 
 def render_plan(plan: MemoryPlan) -> Group:
@@ -12,7 +14,7 @@ def render_plan(plan: MemoryPlan) -> Group:
     table = Table(title=_title(plan), title_justify="left")
     table.add_column(f"at its peak: {plan.peak_phase}")
     table.add_column("GiB", justify="right")
-    for part in (part for part in PARTS if part != GATHERED or plan.world_size > 1):
+    for part in filter(partial(_has_row, plan), PARTS):
         table.add_row(part, f"{plan.parts_gib.get(part, 0.0):.2f}")
     table.add_section()
     table.add_row("total", f"{plan.total_gib:.2f}")
@@ -26,6 +28,11 @@ def render_plan(plan: MemoryPlan) -> Group:
     return Group(table, *_lines(plan))
 
 
+def _has_row(plan: MemoryPlan, part: str) -> bool:
+    """Return whether a part is shown: not what only a run of several processes has, or only another phase."""
+    return {GATHERED: plan.world_size > 1, COVARIANCES: COVARIANCES in plan.parts_gib}.get(part, True)
+
+
 def _title(plan: MemoryPlan) -> str:
     if plan.world_size == 1:
         return "Memory of one process"
@@ -37,6 +44,8 @@ def _lines(plan: MemoryPlan) -> list[str]:
     if plan.decomposition_seconds is not None:
         each = " of each process" if plan.world_size > 1 else ""
         lines.append(f"The decomposition{each} takes about {plan.decomposition_seconds:,.0f} s on this machine.")
+    if plan.memory_gib:
+        lines.append(f"The memory that it leaves takes at most {plan.memory_gib:.2f} GiB on disk.")
     if plan.traffic is not None:
         lines.append(_describe_traffic(plan.traffic))
     return lines

@@ -15,14 +15,9 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def make_model_config() -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        intermediate_size=768,
-        vocab_size=2000,
-        tie_word_embeddings=False,
-        dtype=torch.bfloat16,
-    )
+def make_model_config(**changes: int) -> LlamaConfig:
+    shape = {
+        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "intermediate_size": 768, "vocab_size": 2000,
+    }  # fmt: skip
+    return LlamaConfig(**shape | changes, tie_word_embeddings=False, dtype=torch.bfloat16)

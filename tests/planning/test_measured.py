@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from osft.config import TrainingConfig
 from osft.planning.plan import BYTES_PER_GIB, plan_training
+from osft.planning.simulation import REMEMBERING
 from osft.training.loop import train
 from tests.conftest import join_run, run_together
 
@@ -91,6 +92,22 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(
     assert predicted == pytest.approx(measured_peak_gib(run), rel=0.1)
 
 
+def remembering(run: TrainingConfig) -> TrainingConfig:
+    """Return ``run`` as one that leaves a memory; of its base model, which has no tokenizer, it measures nothing."""
+    return replace(run, remember=True, base_memory="weights")
+
+
+def test_measuring_the_memory_is_the_peak_of_a_small_update_and_within_a_tenth_of_the_measured_one(
+    weights_folder: Path, tmp_path: Path
+) -> None:
+    run = remembering(make_run(weights_folder, tmp_path, 0.05, tokens=16, sample_tokens=16))
+
+    plan = plan_training(run, on_gpu=False)
+
+    assert plan.peak_phase == REMEMBERING
+    assert plan.total_gib == pytest.approx(measured_peak_gib(run), rel=0.1)
+
+
 def measure_share(local_rank: int, port: int, world_size: int, folder: Path) -> None:
     """Run in a process of its own: train together with the others and leave the peak."""
     join_run(local_rank, world_size, port)
@@ -100,11 +117,15 @@ def measure_share(local_rank: int, port: int, world_size: int, folder: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world_size", "ratio", "tokens"), [(2, 0.25, 16), (2, 0.75, 1024), (3, 0.25, 1024)])
+@pytest.mark.parametrize(
+    ("world_size", "ratio", "tokens", "remember"),
+    [(2, 0.25, 16, True), (2, 0.75, 1024, False), (3, 0.25, 1024, False)],
+)
 def test_the_prediction_for_each_of_several_processes_is_within_a_tenth_of_its_measured_peak(
-    weights_folder: Path, tmp_path: Path, world_size: int, ratio: float, tokens: int
+    weights_folder: Path, tmp_path: Path, world_size: int, ratio: float, tokens: int, remember: bool
 ) -> None:
     run = make_run(weights_folder, tmp_path, ratio, tokens, sample_tokens=min(tokens, 256), world_size=world_size)
+    run = remembering(run) if remember else run
     (tmp_path / "run.json").write_text(json.dumps(asdict(run)))
     run_together(measure_share, world_size, world_size, tmp_path)
 

@@ -22,11 +22,13 @@ from osft.planning.plan import (
     read_gpu_memory,
     require_memory,
 )
-from osft.planning.simulation import GATHERED, MERGED, MOMENTS, TRAINED, WEIGHTS
+from osft.planning.simulation import COVARIANCES, GATHERED, GRADIENTS, MERGED, MOMENTS, REMEMBERING, TRAINED, WEIGHTS
 from osft.planning.table import render_plan
 from osft.subspace.attach import attach
 from osft.subspace.decomposition import protect_leading_directions
+from osft.subspace.memory.measuring import ROUND_BYTES
 from osft.subspace.targets import find_targets
+from tests.planning.conftest import make_model_config
 
 
 def make_config(model_folder: Path, **options: object) -> TrainingConfig:
@@ -247,6 +249,61 @@ def test_the_table_of_several_gpus_says_what_each_gathers_and_receives(model_fol
     sentences = ("Memory of each of 4 GPUs", "on each of 4 GPUs, within", "Each receives 0.0 GiB of weights and")
     for expected in (GATHERED, "in the host's memory", *sentences):
         assert expected in text
+
+
+def test_a_run_that_remembers_counts_the_covariances_and_the_memory_that_it_leaves(model_folder: Path) -> None:
+    small = {"unfreeze_rank_ratio": 0.05, "max_tokens_per_gpu": 16}
+    without = plan_training(make_config(model_folder, **small), on_gpu=True)
+    plan = plan_training(make_config(model_folder, **small, remember=True), on_gpu=True)
+
+    # Of every block: one of queries, keys and values, one behind the attention, one of gate and up, and that of down.
+    inputs = 4 * [256, 256, 256, 768]
+    assert plan.peak_phase == REMEMBERING
+    assert plan.parts_gib[COVARIANCES] * BYTES_PER_GIB == 4 * sum(size**2 for size in inputs)
+    assert plan.parts_gib.keys().isdisjoint({MOMENTS, GRADIENTS})
+    # All directions in bfloat16 and an eigenvalue of each.
+    assert plan.memory_gib * BYTES_PER_GIB == sum(2 * size**2 + 4 * size for size in inputs)
+    assert plan.host_gib == without.host_gib + 2 * plan.memory_gib
+    assert {phase: size for phase, size in plan.peaks_gib.items() if phase != REMEMBERING} == without.peaks_gib
+
+
+def test_of_several_processes_each_remembers_its_share_of_the_groups(model_folder: Path) -> None:
+    small = {"unfreeze_rank_ratio": 0.05, "max_tokens_per_gpu": 16, "remember": True}
+    alone = plan_training(make_config(model_folder, **small), on_gpu=True)
+    spread = plan_training(make_config(model_folder, **small), on_gpu=True, world_size=4)
+
+    assert spread.parts_gib[COVARIANCES] == alone.parts_gib[COVARIANCES] / 4
+    assert spread.memory_gib == alone.memory_gib
+
+
+def test_a_plan_holds_no_more_covariances_than_a_round_and_no_more_memory_than_its_limit(tmp_path: Path) -> None:
+    make_model_config(hidden_size=4096, intermediate_size=14336, num_hidden_layers=10).save_pretrained(tmp_path)
+
+    plan = plan_training(make_config(tmp_path, unfreeze_rank_ratio=0.05, remember=True), on_gpu=True)
+
+    assert 0.9 * ROUND_BYTES < plan.parts_gib[COVARIANCES] * BYTES_PER_GIB <= ROUND_BYTES
+    assert plan.memory_gib * BYTES_PER_GIB == 2e9
+
+
+def test_a_run_that_fits_but_for_its_memory_is_told_so(model_folder: Path) -> None:
+    config = make_config(model_folder, unfreeze_rank_ratio=0.05, max_tokens_per_gpu=16, remember=True)
+    without = plan_training(replace(config, remember=False), on_gpu=True).total_gib
+
+    plan = plan_training(config, on_gpu=True, capacity_gib=without + RESERVED_GIB)
+
+    assert "remember=False it needs 0.0 GiB." in plan.verdict
+
+
+def test_the_table_shows_the_covariances_and_the_size_of_a_memory(model_folder: Path) -> None:
+    config = make_config(model_folder, unfreeze_rank_ratio=0.05, max_tokens_per_gpu=16)
+
+    remembering, forgetting = (
+        printed(plan_training(replace(config, remember=remember), on_gpu=True)) for remember in (True, False)
+    )
+
+    for expected in (f"at its peak: {REMEMBERING}", COVARIANCES, "The memory that it leaves takes at most 0.01 GiB"):
+        assert expected in remembering
+        assert expected not in forgetting
 
 
 def printed(plan: MemoryPlan) -> str:

@@ -1,8 +1,9 @@
 """The covariances of a model's inputs, one for each group of weights that share them, in little memory at a time.
 
-All covariances of an 8-billion-parameter model take 33 GB in float32. They are measured in rounds of at most
-:data:`ROUND_BYTES` for each process; a round is one forward pass over the text, which costs seconds. In a run of
-several processes each sums up its share of the groups; the forward passes all take together.
+All covariances of an 8-billion-parameter model take 33 GB in float32. They are measured in rounds, each of which is one
+forward pass over the text: on a CPU of :data:`ROUND_BYTES` for each process, on a GPU of what is free there, so that
+such a model on one GPU of 80 GB needs one pass. In a run of several processes each sums up its share of the groups; the
+forward passes all take together.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,8 +21,15 @@ from osft.subspace.inputs import InputPlace, covariances_at, equal_length_batche
 from osft.subspace.memory.groups import Group, find_groups
 
 # Beside a model that has just been trained; the largest covariance of the usual 8-billion-parameter models has 0.8 GB.
+# What a plan counts on; a GPU that has more room gives more.
 ROUND_BYTES = 8 * 10**9
 BYTES_PER_VALUE = 4
+# Of what a GPU has free; the rest is for the activations of the pass and the gaps of the allocator.
+ROUND_SHARE = 0.8
+# Matrices as large as a covariance, in float64, that its decomposition holds beside it: itself, the memory so far while
+# it is put together again, or the eigenvectors with their work space.
+DECOMPOSITION_MATRICES = 5
+BYTES_PER_EXACT_VALUE = 8
 
 Call = Callable[..., Any]
 """Calls a function with arguments where the weights of a model are there."""
@@ -58,7 +67,7 @@ def measure_groups(
     process, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     inputs = [places[group[0]].inputs for group in groups]
     owners = group_owners(inputs, world_size)
-    for numbers in rounds(inputs, owners):
+    for numbers in rounds(inputs, owners, _round_bytes(max(inputs, default=0), model.device)):
         mine = [number for number in numbers if owners[number] == process]
         firsts = {groups[number][0]: places[groups[number][0]] for number in mine}
         covariances = call(covariances_at, model, firsts, batches)
@@ -79,7 +88,7 @@ def group_owners(inputs: Sequence[int], world_size: int) -> list[int]:
     return owners
 
 
-def rounds(inputs: Sequence[int], owners: Sequence[int], round_bytes: int = ROUND_BYTES) -> list[list[int]]:
+def rounds(inputs: Sequence[int], owners: Sequence[int], round_bytes: int) -> list[list[int]]:
     """Return the numbers of the groups that are measured in each round, the same in every process.
 
     Args:
@@ -97,3 +106,25 @@ def rounds(inputs: Sequence[int], owners: Sequence[int], round_bytes: int = ROUN
         found[-1].append(number)
         taken[owner] += needed
     return found
+
+
+def round_bytes_within(free_bytes: int, largest_inputs: int) -> int:
+    """Return what the covariances of one process may take in a round on a GPU, at least :data:`ROUND_BYTES`.
+
+    Args:
+        free_bytes: what the GPU has free.
+        largest_inputs: size of the largest input; its covariance is decomposed beside those of the whole round.
+    """
+    decomposition_bytes = DECOMPOSITION_MATRICES * largest_inputs**2 * BYTES_PER_EXACT_VALUE
+    return max(ROUND_BYTES, int(ROUND_SHARE * free_bytes) - decomposition_bytes)
+
+
+def _round_bytes(largest_inputs: int, device: torch.device) -> int:
+    """Return what a round may take, the same in every process; every process must call this."""
+    if device.type != "cuda":
+        return ROUND_BYTES
+    unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free_bytes = torch.tensor(torch.cuda.mem_get_info(device)[0] + unused_bytes, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(free_bytes, op=dist.ReduceOp.MIN)
+    return round_bytes_within(int(free_bytes), largest_inputs)

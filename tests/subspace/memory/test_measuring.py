@@ -1,8 +1,10 @@
 """Covariances in rounds: each once, in bounded memory, over samples from everywhere."""
 
+import operator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,15 @@ from transformers import AutoModelForCausalLM
 
 from osft.data.samples import Sample
 from osft.subspace.inputs import covariances_at, equal_length_batches, input_places
-from osft.subspace.memory.measuring import BYTES_PER_VALUE, group_owners, measure_groups, rounds, spread_samples
+from osft.subspace.memory.measuring import (
+    BYTES_PER_VALUE,
+    ROUND_BYTES,
+    group_owners,
+    measure_groups,
+    round_bytes_within,
+    rounds,
+    spread_samples,
+)
 from osft.subspace.targets import find_targets
 
 
@@ -26,7 +36,7 @@ def test_each_group_has_the_covariance_of_all_its_weights(tiny_model: Path) -> N
     samples = make_samples(9, 5, 9)
     expected = covariances_at(model, places, equal_length_batches(samples, 20))
 
-    measured = list(measure_groups(model, places, samples, 20, lambda function, *rest: function(*rest)))
+    measured = list(measure_groups(model, places, samples, 20, operator.call))
 
     assert [number for number, _, _ in measured] == list(range(8))
     for _, group, covariance in measured:
@@ -55,6 +65,42 @@ def test_groups_of_one_size_are_dealt_out_evenly(count: int, world_size: int) ->
     for size in (0, 1):
         shares = [owners[size::2].count(process) for process in range(world_size)]
         assert max(shares) - min(shares) <= 1
+
+
+def test_an_8b_on_a_gpu_of_80_gb_is_measured_in_one_pass_and_on_one_that_is_nearly_full_in_rounds() -> None:
+    inputs = [4096, 4096, 4096, 14336] * 32
+    owners = group_owners(inputs, 1)
+
+    # What is left beside the weights alone, and where as much is free as a round takes at least.
+    beside_weights, nearly_full = (round_bytes_within(free, 14336) for free in (64 * 10**9, 18 * 10**9))
+
+    assert len(rounds(inputs, owners, beside_weights)) == 1
+    assert nearly_full == ROUND_BYTES
+    assert len(rounds(inputs, owners, nearly_full)) == 5
+
+
+def test_what_a_round_leaves_free_is_enough_to_decompose_its_largest_covariance() -> None:
+    free_bytes, inputs = 40 * 10**9, 14336
+
+    left = free_bytes - round_bytes_within(free_bytes, inputs)
+
+    assert left > 5 * 8 * inputs**2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_what_a_cpu_does(tiny_model: Path) -> None:
+    on_cpu = AutoModelForCausalLM.from_pretrained(tiny_model)
+    on_gpu = AutoModelForCausalLM.from_pretrained(tiny_model).to("cuda")
+    places, samples = input_places(on_cpu, find_targets(on_cpu)), make_samples(9, 5, 9)
+
+    cpu, gpu = (
+        [covariance for _, _, covariance in measure_groups(model, places, samples, 20, operator.call)]
+        for model in (on_cpu, on_gpu)
+    )
+
+    for expected, measured in zip(cpu, gpu, strict=True):
+        # Of matrix products in another order, and in TF32 at worst.
+        torch.testing.assert_close(measured.cpu(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
 
 
 def test_samples_are_taken_from_everywhere_within_the_tokens() -> None:
