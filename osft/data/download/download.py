@@ -27,6 +27,7 @@ from osft.content_cache import link_files
 from osft.data.download.fetching import DISK_FULL_ERRORS, FileOrigin, RowSource, keep_parts
 from osft.data.download.links import BROKEN_LINK, check_url
 from osft.data.download.local import LocalSource, open_local
+from osft.data.download.placeholders import require_filled
 from osft.data.download.row_sink import RowSink
 from osft.data.download.web import WebSource
 from osft.data.files import ROWS_NAME, SOURCE_NAME
@@ -279,6 +280,7 @@ def open_source(uri: str, workspace: Workspace | None) -> RowSource:
             "the dataset URI looks like a link but is none (it is not repeated: it may hold a secret). "
             "Give https://host/path, without quotes."
         )
+    require_filled(uri)
     match = SCHEME.match(uri)
     if match is None:
         if not uri:

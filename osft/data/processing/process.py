@@ -59,6 +59,8 @@ HASH_NAMES = (TAKEN_ROWS_NAME, HELD_OUT_ROWS_NAME, TOO_LONG_ROWS_NAME)
 OUTCOME_NAMES = (TRAIN_NAME, HOLDOUT_NAME, *HASH_NAMES, PROCESSING_REPORT_NAME)
 # Part of the key of what is kept: raised when the same rows and options give other files than before.
 OUTCOME_VERSION = 2
+# In an error, which is one line.
+MAX_NAMED_LINES = 5
 
 
 def process_dataset(
@@ -161,12 +163,23 @@ def _write_outcome(
     if train.rows == 0:
         for name in OUTCOME_NAMES:
             (output / name).unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: no row is left to train on ({tally.rows_in} rows, {tally.dropped} of them longer "
-            f"than {config.max_seq_len} tokens). Raise max_seq_len or give more rows."
-        )
+        raise _nothing_left(path, tally, config.max_seq_len)
     report = tally.report(config, encoder.data_format, (train, holdout), key)
     write_json(output / PROCESSING_REPORT_NAME, asdict(report))
+
+
+def _nothing_left(path: Path, tally: Tally, max_seq_len: int) -> DataError:
+    """Return the error of a file without a row to train on, with the lines of those that are too long."""
+    counts = f"{tally.rows_in} rows, {tally.dropped} of them longer than {max_seq_len} tokens"
+    sentence = f"{path}: no row is left to train on ({counts})."
+    if not tally.dropped:
+        return DataError(f"{sentence} Give more rows.")
+    named = ", ".join(map(str, tally.too_long_lines[:MAX_NAMED_LINES]))
+    more = ", …" if tally.dropped > MAX_NAMED_LINES else ""
+    return DataError(
+        f"{sentence} Too long: line {named}{more}; the longest has {max(tally.lengths)} tokens. Raise max_seq_len, "
+        "choose on_too_long truncate, or give more rows."
+    )
 
 
 def _encoding_config(path: Path, config: ProcessingConfig) -> EncodingConfig:

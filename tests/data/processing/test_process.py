@@ -171,9 +171,14 @@ def test_rows_too_long_fail_if_asked(
 def test_nothing_left_to_train_on_fails_and_leaves_no_file(
     tmp_path: Path, write_rows: Callable[..., Path], conversation: Callable[..., dict[str, Any]], model: str
 ) -> None:
-    source = write_rows(conversation("B?", "b" * 100))
+    source = write_rows(*[conversation("B?", "b" * length) for length in (100, 110, 120, 130, 140, 150)])
 
-    with pytest.raises(DataError, match=r"no row is left to train on \(1 rows, 1 of them longer than 64 tokens\)"):
+    with pytest.raises(
+        DataError,
+        match=r"no row is left to train on \(6 rows, 6 of them longer than 64 tokens\)\. "
+        r"Too long: line 1, 2, 3, 4, 5, …; the longest has 1\d\d tokens\. "
+        r"Raise max_seq_len, choose on_too_long truncate, or give more rows\.",
+    ):
         process(source, tmp_path / "out", model=model)
 
     assert list((tmp_path / "out").iterdir()) == []
