@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks.report import describe_machine
 from benchmarks.sequences.bases import Architecture, base_model_folder
-from benchmarks.sequences.methods import Method, list_methods
+from benchmarks.sequences.methods import list_methods
 from benchmarks.sequences.sequence import SequenceResult, run_sequence
 from benchmarks.sequences.tables import accuracy_matrix, read_results, summary_table, write_results
 
@@ -44,25 +44,25 @@ def main(
     # Seeds outermost: a run that is stopped has all methods for the seeds that it reached.
     for seed in range(seeds):
         for name in architecture or Architecture:
-            folder = base_model_folder(name, cache)
-            for each in chosen:
+            folder, methods = base_model_folder(name, cache), list_methods(name)
+            for each in (methods[one] for one in chosen):
                 if not is_done(results, name, each.name, tasks, seed):
                     results.append(run_sequence(name, folder, each, num_tasks=tasks, seed=seed, max_epochs=max_epochs))
                     write_results(output, results, describe_machine(on_gpu=False, threads=1))
     show(results)
 
 
-def choose_methods(names: Sequence[str] | None) -> list[Method]:
-    """Return the methods with these names; all of them without names.
+def choose_methods(names: Sequence[str] | None) -> list[str]:
+    """Return the names of methods that were given; all of them if none was.
 
     Raises:
         typer.BadParameter: if there is none of such a name.
     """
-    methods = list_methods()
+    methods = list_methods(Architecture.DEMO)
     unknown = sorted(set(names or ()) - methods.keys())
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(methods)}.")
-    return [methods[name] for name in names or methods]
+    return list(names or methods)
 
 
 def is_done(results: Sequence[SequenceResult], architecture: str, method: str, tasks: int, seed: int) -> bool:
