@@ -68,7 +68,7 @@ constraints: ## Resolve all dependencies anew and rewrite constraints.txt (Pytho
 	rm -rf "$(pins)"
 	python3.11 -m venv "$(pins)"
 	"$(pins)/bin/python" -m pip install --quiet --upgrade pip setuptools
-	"$(pins)/bin/python" -m pip install --quiet torch==2.13.0 --editable ".[pipeline,remote,kubeflow]" --group dev
+	"$(pins)/bin/python" -m pip install --quiet torch==2.13.0 --editable ".[pipeline,remote,kubeflow,registry]" --group dev
 	sed '/^[^#]/,$$d' constraints.txt > "$(pins)/constraints.txt"
 	"$(pins)/bin/python" -m pip freeze --all --exclude-editable \
 		| grep -viE '^(nvidia|cuda|triton|wheel)' | sed 's/+.*//' | LC_ALL=C sort -f >> "$(pins)/constraints.txt"
@@ -149,5 +149,5 @@ build/trainer-api/.installed: Makefile | $(VENV)/.installed-demo
 
 $(VENV)/.installed-dev: $(VENV)/.installed-demo build/trainer-api/.installed
 	@echo "Installing what tests and linting need (pinned by constraints.txt)"
-	@$(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt --editable ".[pipeline,remote,kubeflow]" --group dev
+	@$(PIP_INSTALL) --constraint constraints.txt --build-constraint constraints.txt --editable ".[pipeline,remote,kubeflow,registry]" --group dev
 	@touch "$@"

@@ -1,0 +1,1 @@
+"""Promoted versions in Kubeflow Model Registry."""
