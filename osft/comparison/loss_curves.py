@@ -1,14 +1,13 @@
 """The losses of several runs in one picture, and each as a line of blocks for the terminal."""
 
-import io
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup, escape
-from matplotlib import rc_context
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from osft.comparison.compared_run import ComparedRun, LossPoint
+from osft.svg import svg_element
 
 # Told apart also by those who see no difference between red and green (Okabe & Ito 2008).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -51,7 +50,7 @@ def draw_losses(runs: Sequence[ComparedRun]) -> Markup | None:
     axes.spines[:].set_color(AXIS_COLOR)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=AXIS_COLOR, alpha=0.2, lw=0.5)
-    return _element(figure, title=f"Loss of {', '.join(run.run_id for run in runs if run.loss)}")
+    return svg_element(figure, title=f"Loss of {', '.join(run.run_id for run in runs if run.loss)}")
 
 
 def sparkline(points: Sequence[LossPoint], width: int, *, top: float) -> str:
@@ -73,15 +72,3 @@ def thin(points: Sequence[LossPoint], most: int) -> list[LossPoint]:
     return [
         LossPoint(step=group[-1].step, loss=math.fsum(point.loss for point in group) / len(group)) for group in groups
     ]
-
-
-def _element(figure: Figure, *, title: str) -> Markup:
-    """Return the picture as an SVG element, with equal bytes for equal curves."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # Ids come from a fixed salt, not from a random one; text stays text, which is a tenth of its outlines.
-    with rc_context({"svg.hashsalt": "osft", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    svg = buffer.getvalue()
-    element = svg[svg.index("<svg") + len("<svg") :]
-    return Markup(f'<svg role="img" aria-label="{escape(title)}"{element}')  # noqa: S704 - the title is escaped

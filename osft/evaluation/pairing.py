@@ -8,7 +8,7 @@ all documents) is compared by its value alone.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from osft.evaluation.measurement import TaskMeasurement
 from osft.evaluation.paired_task import PairedTask
 from osft.evaluation.pooling import pool_earlier_holdouts, union_of
 from osft.evaluation.statistics import Aggregation, PairedScores
-from osft.evaluation.tasks import RequestedTask
+
+if TYPE_CHECKING:
+    # Only its fields are read, and it brings torch and lm-eval along, seconds that a comparison of files need not pay.
+    from osft.evaluation.tasks import RequestedTask
 
 VALUE_TOLERANCE = 1e-6
 """Two floats are the same score up to this: lm-eval sums in another order."""
@@ -44,7 +47,7 @@ class DocumentPair:
     tuned_answer: str
 
 
-def compare(requested: Sequence[RequestedTask], base: Measurements, tuned: Measurements, *, seed: int) -> Outcome:
+def compare(requested: "Sequence[RequestedTask]", base: Measurements, tuned: Measurements, *, seed: int) -> Outcome:
     """Pair two models' measurements, and compare them task by task and over all.
 
     A group that lm-eval scores as one over all its documents (mmlu) is one comparison, with the documents of
@@ -64,7 +67,7 @@ def compare(requested: Sequence[RequestedTask], base: Measurements, tuned: Measu
     return join([task.compare(seed=seed) for task in paired], pool_earlier_holdouts(paired, seed=seed))
 
 
-def pair(one: RequestedTask, base: Measurements, tuned: Measurements) -> Iterator[PairedTask]:
+def pair(one: "RequestedTask", base: Measurements, tuned: Measurements) -> Iterator[PairedTask]:
     """Yield what a requested name becomes: one over all its documents, or one for each of its tasks.
 
     Args:
@@ -112,7 +115,7 @@ def check_same_questions(base: TaskMeasurement, tuned: TaskMeasurement) -> None:
 
 
 def document_pairs(
-    requested: Sequence[RequestedTask], base: Measurements, tuned: Measurements
+    requested: "Sequence[RequestedTask]", base: Measurements, tuned: Measurements
 ) -> Iterator[DocumentPair]:
     """Yield every document with both answers, in the order of the tasks."""
     for leaf in (leaf for one in requested for leaf in one.leaves):
@@ -172,7 +175,9 @@ def _whole(label: TaskLabel, pooled: PairedScores) -> PairedTask:
     return PairedTask(label=label, scores=pooled, base=base, tuned=tuned, num_documents=len(pooled.base))
 
 
-def _pooled(one: RequestedTask, base: Measurements, by_leaf: Mapping[str, PairedScores | None]) -> PairedScores | None:
+def _pooled(
+    one: "RequestedTask", base: Measurements, by_leaf: Mapping[str, PairedScores | None]
+) -> PairedScores | None:
     """Return all documents of a group that lm-eval scores as one, None for anything else."""
     parts = [scores for scores in by_leaf.values() if scores is not None and scores.aggregation == "mean"]
     metrics = {base[leaf].metric for leaf in one.leaves}
@@ -182,7 +187,7 @@ def _pooled(one: RequestedTask, base: Measurements, by_leaf: Mapping[str, Paired
 
 
 def _label(
-    one: RequestedTask, name: str, measurement: TaskMeasurement, *, secondary: tuple[SecondaryMetric, ...] = ()
+    one: "RequestedTask", name: str, measurement: TaskMeasurement, *, secondary: tuple[SecondaryMetric, ...] = ()
 ) -> TaskLabel:
     return TaskLabel(
         task=name,
