@@ -29,12 +29,10 @@ from osft.errors import ConfigError, OsftError
 from osft.kubeflow.placement import IMAGE_VARIABLE
 from osft.workspace import DEFAULT_WORKSPACE_PATH, WORKSPACE_VARIABLE, atomic_file
 from pipeline_server.submission import Submission, open_server, submit
-from pipelines.continual_learning import continual_learning
+from pipelines.catalogue import DEFAULT_PIPELINE, PIPELINES, choose_pipeline
+from pipelines.ratio_sweep import PARALLEL_RATIOS
 from pipelines.settings import parse_settings
 
-PIPELINES: dict[str, BaseComponent] = {
-    "osft-continual-learning": continual_learning,
-}
 # An image's name, then a tag, or a digest, or both.
 PINNED_IMAGE = re.compile(r"[a-z0-9][a-z0-9_./:-]*?(:(?P<tag>[\w][\w.-]{0,127}))?(@sha256:(?P<digest>[0-9a-f]{64}))?")
 RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
@@ -56,6 +54,9 @@ class Deployment:
 
     workspace_path: str = DEFAULT_WORKSPACE_PATH
     """Where the shared volume is mounted in every step."""
+
+    parallel_ratios: int = PARALLEL_RATIOS
+    """How many ratios of a sweep run at once: as many times the GPUs of one."""
 
     def __post_init__(self) -> None:
         for option, image in (("--image", self.image), ("--trainer-image", self.trainer_image)):
@@ -109,7 +110,7 @@ def compile_pipeline(pipeline: BaseComponent, target: Path, deployment: Deployme
 
 
 def deploy(specification: dict[str, Any], platform: dict[str, Any], deployment: Deployment) -> None:
-    """Set the images, the mount path and the environment of ``deployment``, in place."""
+    """Set the images, the mount path, the environment and the width of loops of ``deployment``, in place."""
     images = {PIPELINE_IMAGE: deployment.image, TRAINER_IMAGE: deployment.trainer_image}
     for _, container in containers(specification):
         container["image"] = images[container["image"]]
@@ -119,12 +120,23 @@ def deploy(specification: dict[str, Any], platform: dict[str, Any], deployment: 
     for executor in kubernetes_executors(platform).values():
         for mount in executor.get("pvcMount", []):
             mount["mountPath"] = deployment.workspace_path
+    for _, component in graphs(specification):
+        for task in component["dag"]["tasks"].values():
+            if "iteratorPolicy" in task:
+                task["iteratorPolicy"]["parallelismLimit"] = deployment.parallel_ratios
 
 
 def containers(specification: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield executor name and container of every step."""
     for name, executor in specification["deploymentSpec"]["executors"].items():
         yield name, executor["container"]
+
+
+def graphs(specification: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and content of what has tasks: the pipeline, its conditions and loops, and the pipelines in it."""
+    for name, component in [("root", specification["root"]), *specification["components"].items()]:
+        if "dag" in component:
+            yield name, component
 
 
 def kubernetes_executors(platform: dict[str, Any]) -> dict[str, Any]:
@@ -161,9 +173,9 @@ def find_missing_inputs(specification: dict[str, Any], platform: dict[str, Any])
     pipeline is accepted, and fails on the cluster as the step starts.
     """
     problems = []
-    for name, component in [("root", specification["root"]), *specification["components"].items()]:
+    for name, component in graphs(specification):
         given = set(component.get("inputDefinitions", {}).get("parameters", {}))
-        for step, task in component.get("dag", {}).get("tasks", {}).items():
+        for step, task in component["dag"]["tasks"].items():
             executor = specification["components"][task["componentRef"]["name"]].get("executorLabel", "")
             read = {*_parameters_read(task), *_parameters_read(kubernetes_executors(platform).get(executor, {}))}
             problems += [f"{step} reads {missing}, which {name} does not have" for missing in sorted(read - given)]
@@ -195,28 +207,18 @@ def compile_all(output: Path, deployment: Deployment) -> None:
         )
 
 
-def choose_pipeline(name: str) -> BaseComponent:
-    """Return the pipeline ``name``.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if name not in PIPELINES:
-        raise ConfigError(f"--pipeline '{name}' is not one of {', '.join(PIPELINES)}.")
-    return PIPELINES[name]
-
-
 def main(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("dist"),
     image: Annotated[str, typer.Option(help="Image of the CPU steps.")] = PIPELINE_IMAGE,
     trainer_image: Annotated[str, typer.Option(help="Image of training and evaluation.")] = TRAINER_IMAGE,
     workspace_path: Annotated[str, typer.Option(help="Mount path of the shared volume.")] = DEFAULT_WORKSPACE_PATH,
+    parallel_ratios: Annotated[int, typer.Option(min=1, help="Ratios of a sweep that run at once.")] = PARALLEL_RATIOS,
     list_only: Annotated[bool, typer.Option("--list", help="List the pipelines and write nothing.")] = False,
     upload: Annotated[bool, typer.Option("--upload", help="Upload what is new to the pipeline server.")] = False,
     run: Annotated[bool, typer.Option("--run", help="Upload what is new, and start a run of it.")] = False,
     schedule: Annotated[str | None, typer.Option(help="The same on a schedule, a cron line: '0 2 * * 0'.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter of the runs, name=value.")] = None,
-    pipeline: Annotated[str, typer.Option(help="The pipeline to upload, run or schedule.")] = next(iter(PIPELINES)),
+    pipeline: Annotated[str, typer.Option(help="The pipeline to upload, run or schedule.")] = DEFAULT_PIPELINE,
     experiment: Annotated[str, typer.Option(help="Experiment of the runs.")] = "continual-learning",
     name: Annotated[
         str | None, typer.Option(help="Name of the run or schedule. By default it says what it is.")
@@ -232,7 +234,13 @@ def main(
     try:
         if settings and not run and schedule is None:
             raise ConfigError("--set is a parameter of runs. Give --run or --schedule with it.")
-        compile_all(output, Deployment(image=image, trainer_image=trainer_image, workspace_path=workspace_path))
+        deployment = Deployment(
+            image=image,
+            trainer_image=trainer_image,
+            workspace_path=workspace_path,
+            parallel_ratios=parallel_ratios,
+        )
+        compile_all(output, deployment)
         if upload or run or schedule is not None:
             chosen = choose_pipeline(pipeline)
             submission = Submission(

@@ -21,6 +21,7 @@ from typing import IO, Annotated, Any
 
 import typer
 from kfp import local
+from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from rich.console import Console
 
@@ -30,7 +31,9 @@ from osft.errors import ConfigError
 from osft.evaluation.evaluate import HTML_NAME, REPORT_NAME
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.terminal import render_table
+from osft.sweep.choice_step import CHOICE_STEP, SWEEP_PAGE_NAME
 from osft.workspace import WORKSPACE_VARIABLE, Workspace
+from pipelines.catalogue import DEFAULT_PIPELINE, choose_pipeline
 from pipelines.continual_learning import continual_learning
 from pipelines.settings import parse_settings
 
@@ -94,8 +97,8 @@ def no_retries(specification: PipelineSpec) -> Iterator[None]:
         specification.CopyFrom(kept)
 
 
-def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
-    """Run the pipeline and return the folder of the run.
+def run(arguments: dict[str, Any], workspace: Workspace, pipeline: BaseComponent = continual_learning) -> Path:
+    """Run a pipeline and return the folder of the run.
 
     Raises:
         RuntimeError: if a step fails; its message is in the output before.
@@ -117,10 +120,10 @@ def run(arguments: dict[str, Any], workspace: Workspace) -> Path:
         log_file.open("w") as log,
         contextlib.redirect_stdout(StepLog(log, sys.stdout)),
         quoted_interpreter(),
-        no_retries(continual_learning.pipeline_spec),
+        no_retries(pipeline.pipeline_spec),
     ):
         try:
-            finished = continual_learning(**arguments)
+            finished = pipeline(**arguments)
         except RuntimeError as error:
             raise RuntimeError(f"{error} All that the steps printed is in {log_file}.") from error
     return workspace.directory_of(finished.outputs["Output"].path).parent
@@ -130,17 +133,20 @@ def main(
     data_uri: Annotated[str | None, typer.Argument(help="Where the rows are; not needed with --demo.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Run on the model and the data in demo/.")] = False,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A pipeline parameter, name=value.")] = None,
+    pipeline: Annotated[str, typer.Option(help="The pipeline to run.")] = DEFAULT_PIPELINE,
     workspace: Annotated[Path, typer.Option(help="Folder that stands for the shared volume.")] = Path("workspace"),
 ) -> None:
     """Run the continual-learning pipeline on this machine and print what the model gained and forgot."""
     try:
-        arguments = {**(DEMO_PARAMETERS if demo else {}), **parse_settings(settings or [], continual_learning)}
+        chosen = choose_pipeline(pipeline)
+        embedded = {name: value for name, value in DEMO_PARAMETERS.items() if name in chosen.component_spec.inputs}
+        arguments = {**(embedded if demo else {}), **parse_settings(settings or [], chosen)}
         if data_uri is not None:
             arguments["data_uri"] = data_uri
         if "data_uri" not in arguments:
             raise ConfigError("DATA_URI is missing. Give it, or --demo.")
         workspace.mkdir(parents=True, exist_ok=True)
-        folder = run(arguments, Workspace(workspace.resolve()))
+        folder = run(arguments, Workspace(workspace.resolve()), chosen)
         evaluation = folder / "evaluation"
         report = ForgettingReport.load(evaluation / REPORT_NAME) if evaluation.exists() else None
     except (ConfigError, OSError, RuntimeError) as error:
@@ -151,6 +157,8 @@ def main(
     else:
         Console().print(render_table(report))
         typer.echo(f"Report: {evaluation / HTML_NAME}")
+    if (sweep := folder / CHOICE_STEP / SWEEP_PAGE_NAME).exists():
+        typer.echo(f"All ratios: {sweep}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ def describe(arguments: Mapping[str, Any]) -> str:
         parts.append(f"on {_last_part(str(arguments['data_uri']))}")
     if "train_unfreeze_rank_ratio" in arguments:
         parts.append(f"rho {arguments['train_unfreeze_rank_ratio']:g}")
+    if "sweep_ratios" in arguments:
+        parts.append(f"rho {', '.join(map(str, arguments['sweep_ratios']))}")
     return " ".join(parts)
 
 

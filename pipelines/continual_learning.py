@@ -5,31 +5,9 @@ achieved, takes the rows that no run before it had, and is held against all vers
 ends after the validation.
 """
 
-from typing import Any
-
 from kfp import dsl
 
-from components.base_resolution import base_resolution
-from components.baseline_evaluation import baseline_evaluation
-from components.dataset_download import dataset_download
-from components.forgetting_evaluation import forgetting_evaluation
-from components.message_processing import message_processing
-from components.message_validation import message_validation
-from components.osft_training import osft_training
-from components.training_placement import training_placement
-from components.workspace_pruning import workspace_pruning
-from pipelines.placement import (
-    give_gpus,
-    give_resources,
-    give_secret,
-    give_shared_memory,
-    let_retry,
-    mount_workspace,
-)
-from pipelines.promotion import promotion
-
-# The names that RHOAI's S3 connections give to the keys of their secrets.
-S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_S3_ENDPOINT", "AWS_DEFAULT_REGION", "AWS_S3_BUCKET")
+from pipelines.steps import measure_base, promote, take_rows, train_and_evaluate
 
 
 @dsl.pipeline(
@@ -99,6 +77,9 @@ def continual_learning(
     eval_seed: int = 42,
     eval_gpus: str = "1",
     promote_model_name: str = "continual-model",
+    registry_address: str = "",
+    registry_location: str = "",
+    registry_secret: str = "osft-model-registry",  # noqa: S107 its name
     keep_versions: int = 5,
     keep_runs: int = 10,
     workspace_pvc: str = "osft-workspace",
@@ -168,6 +149,9 @@ def continual_learning(
         eval_seed: Seed of few-shot examples and confidence intervals.
         eval_gpus: GPUs of the two evaluation steps, 0 for none.
         promote_model_name: Name under which a model that passed is published on the workspace.
+        registry_address: Model Registry to register a published model in, https://host[:port]. Empty: none.
+        registry_location: Where the registry says that the volume is, e.g. s3://bucket/prefix. Empty: pvc://claim.
+        registry_secret: Secret with MODEL_REGISTRY_TOKEN, MODEL_REGISTRY_CA_CERT. Optional: the step's account may do.
         keep_versions: Newest versions of that name that keep their weights; 0 keeps all.
         keep_runs: Newest finished runs of that name whose folders stay; 0 keeps all.
         workspace_pvc: Claim of the shared volume (ReadWriteMany).
@@ -175,152 +159,18 @@ def continual_learning(
     Returns:
         Manifest of what the run started from.
     """
-    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-
-    base = base_resolution(
-        run_id=run_id, model_base=model_base, model_origin=model_origin, model_name=promote_model_name
-    )
-
-    # At the beginning, so that there is room, and in a run without new rows too.
-    pruning = workspace_pruning(model_name=promote_model_name, keep_versions=keep_versions, keep_runs=keep_runs)
-    pruning.after(base)
-
-    download = dataset_download(run_id=run_id, uri=data_uri, date=data_date)
-
-    validation = message_validation(
-        run_id=run_id,
-        data_format=data_format,
-        on_invalid=data_on_invalid,
-        max_invalid_fraction=data_max_invalid_fraction,
-        document_column=data_document_column,
-        unmask_messages=data_unmask_messages,
-        since=data_since,
-        time_column=data_time_column,
-        max_seq_len=train_max_seq_len,
-        force=train_force,
-        base=base.outputs["base"],
-        rows=download.outputs["rows"],
-    )
-
-    for task in (base, pruning, download, validation):
-        give_resources(task, cpu="2", memory="8Gi")
-        mount_workspace(task, workspace_pvc)
-    give_secret(download, data_s3_secret, S3_KEYS)
-    give_secret(download, model_hub_secret, ("HF_TOKEN",))
-
-    with dsl.If(validation.outputs["Output"] == True, name="new-rows"):  # noqa: E712 kfp builds the condition from ==
-        processing = message_processing(
-            run_id=run_id,
-            model=base.outputs["model"],
-            data_format=data_format,
-            max_seq_len=train_max_seq_len,
-            unmask_messages=data_unmask_messages,
-            holdout_fraction=data_holdout_fraction,
-            on_too_long=data_on_too_long,
-            block_size=data_block_size,
-            document_column=data_document_column,
-            seed=train_seed,
-            valid=validation.outputs["valid"],
+    given = locals()
+    start = take_rows(given)
+    with dsl.If(start.has_new_rows == True, name="new-rows"):  # noqa: E712 kfp builds the condition from ==
+        measured = measure_base(given, start)
+        training, evaluation = train_and_evaluate(
+            given, start, measured, unfreeze_rank_ratio=train_unfreeze_rank_ratio, fail_run=eval_fail_run
         )
-
-        # Both models are asked the same, or the second step would not find what the first has measured.
-        asked: dict[str, Any] = {
-            "run_id": run_id,
-            "tasks": eval_tasks,
-            "target_tasks": eval_target_tasks,
-            "include_path": eval_include_path,
-            "num_fewshot": eval_num_fewshot,
-            "limit": eval_limit,
-            "batch_size": eval_batch_size,
-            "apply_chat_template": eval_apply_chat_template,
-            "generation": eval_generation,
-            "probe": eval_probe,
-            "backend": eval_backend,
-            "gpus": eval_gpus,
-            "max_forgetting": eval_max_forgetting,
-            "max_cumulative_forgetting": eval_max_cumulative_forgetting,
-            "task_limits": eval_task_limits,
-            "min_target_gain": eval_min_target_gain,
-            "seed": eval_seed,
-            "base": base.outputs["base"],
-        }
-        baseline = baseline_evaluation(
-            **asked,
-            processed=processing.outputs["processed"],
-        )
-
-        placement = training_placement(
-            run_id=run_id,
-            runtime=train_runtime,
-            num_nodes=train_num_nodes,
-            gpus_per_node=train_gpus_per_node,
-            cpu=train_cpu,
-            memory=train_memory,
-            image=train_image,
-            queue=train_queue,
-            labels=train_labels,
-            node_selector=train_node_selector,
-            tolerations=train_tolerations,
-            env=train_env,
-            deadline_hours=train_deadline_hours,
-            hub_secret=model_hub_secret,
-            workspace_pvc=workspace_pvc,
-        )
-
-        # The placement also by name: KFP takes no step for a dependency by what its pod requests.
-        training = osft_training(
-            run_id=run_id,
-            calibration=model_calibration,
-            unfreeze_rank_ratio=train_unfreeze_rank_ratio,
-            learning_rate=train_learning_rate,
-            num_epochs=train_num_epochs,
-            effective_batch_size=train_effective_batch_size,
-            max_tokens_per_gpu=train_max_tokens_per_gpu,
-            max_seq_len=train_max_seq_len,
-            lr_scheduler=train_lr_scheduler,
-            warmup_steps=train_warmup_steps,
-            target_patterns=train_target_patterns,
-            remember=train_remember,
-            save_memory=train_save_memory,
-            use_liger=train_use_liger,
-            seed=train_seed,
-            checkpoint_every_minutes=train_checkpoint_every_minutes,
-            trainjob=placement.outputs["trainjob"],
-            base=base.outputs["base"],
-            processed=processing.outputs["processed"],
-        ).after(baseline, placement)
-
-        evaluation = forgetting_evaluation(
-            **asked,
-            fail_run=eval_fail_run,
-            processed=processing.outputs["processed"],
-            baseline=baseline.outputs["baseline"],
-            tuned=training.outputs["tuned"],
-        )
-
-        promotion(
+        promote(
+            given,
+            start,
             passed=evaluation.outputs["passed"],
-            run_id=run_id,
-            model_name=promote_model_name,
-            workspace_pvc=workspace_pvc,
-            base=base.outputs["base"],
             tuned=training.outputs["tuned"],
             evaluation=evaluation.outputs["evaluation"],
-        ).set_caching_options(False)
-
-        give_resources(processing, cpu="2", memory="8Gi")
-        give_resources(placement, cpu="1", memory="2Gi")
-        give_resources(training, cpu=placement.outputs["cpu"], memory=placement.outputs["memory"])
-        give_gpus(training, placement.outputs["gpus"])
-        for task in (baseline, evaluation):
-            give_resources(task, cpu="4", memory="32Gi")
-            give_gpus(task, eval_gpus)
-        for task in (baseline, training, evaluation):
-            give_shared_memory(task)
-        let_retry(training)
-        for task in (processing, baseline, placement, training, evaluation):
-            mount_workspace(task, workspace_pvc)
-        for task in (processing, baseline, training, evaluation):
-            give_secret(task, model_hub_secret, ("HF_TOKEN",))
-
-    return base.outputs["base"]
+        )
+    return start.base

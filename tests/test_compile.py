@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from compile import PIPELINES, Deployment, compile_pipeline, containers, find_problems, is_pinned, kubernetes_executors
+from compile import Deployment, compile_pipeline, containers, find_problems, is_pinned, kubernetes_executors
 from osft.config import TrainingConfig
 from osft.errors import ConfigError
 from osft.kubeflow.trainjob import TrainJobSettings
+from pipelines.catalogue import PIPELINES
 
 ROOT = Path(__file__).parent.parent
 NAME = "osft-continual-learning"
+SWEEP = "osft-ratio-sweep"
 STEPS = [
     "base-resolution", "dataset-download", "message-validation", "message-processing", "baseline-evaluation",
-    "training-placement", "osft-training", "forgetting-evaluation", "model-promotion", "workspace-pruning",
+    "training-placement", "osft-training", "forgetting-evaluation", "model-promotion", "model-registration",
+    "workspace-pruning",
 ]  # fmt: skip
 
 
@@ -43,7 +46,7 @@ def test_the_command_writes_a_file_a_pipeline_and_lists_them(tmp_path: Path) -> 
     written = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, check=True)
     listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True)
 
-    assert [path.name for path in tmp_path.iterdir()] == [f"{NAME}.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{NAME}.yaml", f"{SWEEP}.yaml"]
     assert f"wrote {tmp_path}" in written.stdout
     assert listed.stdout.startswith(f"{NAME}.yaml")
 
@@ -65,7 +68,7 @@ def test_two_compilations_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_the_file_has_the_ten_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
+def test_the_file_has_the_eleven_steps_and_begins_with_its_parameters(compiled: Any, tmp_path: Path) -> None:
     specification, _ = compiled
     compile_pipeline(PIPELINES[NAME], tmp_path / "x.yaml", Deployment())
 
@@ -185,7 +188,12 @@ def test_the_model_is_promoted_only_when_it_passed(compiled: Any) -> None:
     trigger = condition["triggerPolicy"]["condition"]
     assert passed["taskOutputParameter"] == {"outputParameterKey": "passed", "producerTask": "forgetting-evaluation"}
     assert trigger == "inputs.parameter_values['pipelinechannel--passed'] == true"
-    assert list(components[condition["componentRef"]["name"]]["dag"]["tasks"]) == ["model-promotion"]
+    registration, promoted = components[condition["componentRef"]["name"]]["dag"]["tasks"].items()
+    assert promoted[0] == "model-promotion"
+    assert registration[1]["dependentTasks"] == ["model-promotion"]
+    is_given = registration[1]["triggerPolicy"]["condition"]
+    assert is_given == "inputs.parameter_values['pipelinechannel--registry_address'] != ''"
+    assert list(components[registration[1]["componentRef"]["name"]]["dag"]["tasks"]) == ["model-registration"]
 
 
 def test_images_mount_path_and_environment_are_those_of_the_deployment(tmp_path: Path) -> None:
@@ -216,7 +224,7 @@ def test_the_claim_and_the_names_of_the_secrets_are_parameters(compiled: Any) ->
     secrets = [secret["secretNameParameter"]["componentInputParameter"] for secret in download["secretAsEnv"]]
     assert secrets == ["data_s3_secret", "model_hub_secret"]
     assert all(secret["optional"] for secret in download["secretAsEnv"])
-    assert {name for name in parameters if "secret" in name} == set(secrets)
+    assert {name for name in parameters if "secret" in name} == {*secrets, "registry_secret"}
 
 
 def test_every_parameter_is_described_grouped_and_has_a_default_but_the_data(compiled: Any) -> None:
@@ -227,7 +235,7 @@ def test_every_parameter_is_described_grouped_and_has_a_default_but_the_data(com
     assert [name for name, parameter in parameters.items() if not parameter.get("isOptional")] == ["data_uri"]
     assert not [name for name, parameter in parameters.items() if not parameter.get("description")]
     groups = {name.partition("_")[0] for name in parameters}
-    assert groups == {"data", "model", "train", "eval", "promote", "keep", "workspace"}
+    assert groups == {"data", "model", "train", "eval", "promote", "registry", "keep", "workspace"}
 
 
 def test_no_step_is_cached_by_kfp(compiled: Any) -> None:
@@ -237,6 +245,20 @@ def test_no_step_is_cached_by_kfp(compiled: Any) -> None:
     tasks = {name: task for graph in graphs for name, task in graph.get("dag", {}).get("tasks", {}).items()}
     assert set(STEPS) <= set(tasks)
     assert not [name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")]
+
+
+def test_the_ratios_of_a_sweep_wait_for_the_base_and_run_as_many_at_once_as_the_deployment_says(tmp_path: Path) -> None:
+    compile_pipeline(PIPELINES[SWEEP], tmp_path / "x.yaml", Deployment(parallel_ratios=3))
+
+    specification, _ = yaml.safe_load_all((tmp_path / "x.yaml").read_text())
+    tasks = tasks_for_new_rows(specification)
+    (loop,) = (task for task in tasks.values() if "iteratorPolicy" in task)
+    assert loop["iteratorPolicy"] == {"parallelismLimit": 3}
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--ratio-runs-Output"}
+    assert set(loop["dependentTasks"]) == {"baseline-evaluation", "message-processing", "ratio-runs"}
+    assert set(tasks["ratio-choice"]["dependentTasks"]) == {"for-loop-2", "ratio-runs"}
+    inside = specification["components"][loop["componentRef"]["name"]]["dag"]["tasks"]
+    assert set(inside) == {"training-placement", "osft-training", "forgetting-evaluation"}
 
 
 def break_image(specification: dict[str, Any], platform: dict[str, Any]) -> None:
