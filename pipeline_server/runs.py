@@ -25,7 +25,7 @@ def describe(arguments: Mapping[str, Any]) -> str:
     if "train_unfreeze_rank_ratio" in arguments:
         parts.append(f"rho {arguments['train_unfreeze_rank_ratio']:g}")
     if "sweep_ratios" in arguments:
-        parts.append(f"rho {', '.join(map(str, arguments['sweep_ratios']))}")
+        parts.append(f"rho {_cut(', '.join(map(str, arguments['sweep_ratios'])))}")
     return " ".join(parts)
 
 
@@ -68,5 +68,8 @@ def start_run(
 def _last_part(address: str) -> str:
     """Return what an address ends with: a file, a model, a data set."""
     address = public_uri(address)
-    last = address.rstrip("/").rpartition("/")[2] or address
-    return last if len(last) <= PART_LENGTH else f"{last[: PART_LENGTH - 1]}…"
+    return _cut(address.rstrip("/").rpartition("/")[2] or address)
+
+
+def _cut(part: str) -> str:
+    return part if len(part) <= PART_LENGTH else f"{part[: PART_LENGTH - 1]}…"

@@ -15,12 +15,11 @@ from components.ratio_runs import ratio_runs
 from pipelines.continual_learning import continual_learning
 from pipelines.placement import give_resources, mount_workspace
 from pipelines.shared_parameters import with_parameters_of
-from pipelines.steps import RUN_ID, measure_base, promote, take_rows, train_and_evaluate
+from pipelines.steps import RUN_ID, measure_base, place_training, promote, take_rows, train_and_evaluate
 
 RATIOS = inspect.Parameter(
     "sweep_ratios", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=list, default=[0.1, 0.25, 0.5]
 )
-
 
 # What may run at once is set as the pipeline is compiled: KFP has no parameter for it.
 PARALLEL_RATIOS = 1
@@ -34,12 +33,14 @@ PARALLEL_RATIOS = 1
     continual_learning,
     instead_of="train_unfreeze_rank_ratio",
     parameter=RATIOS,
-    description="Shares of each weight's singular directions that may move, 0 to 1: one model each.",
+    description="Shares of each weight's singular directions that may move, above 0, at most 1: one model each.",
 )
 def ratio_sweep(given: Mapping[str, Any]) -> dsl.Artifact:
     """Fine-tune a language model on the same data at several unfreeze ratios and promote the best."""
     start = take_rows(given)
     with dsl.If(start.has_new_rows == True, name="new-rows"):  # noqa: E712 kfp builds the condition from ==
+        # Each ratio has one more inside the loop, which comes late: what is wrong with the cluster is known now.
+        placement = place_training(given)
         measured = measure_base(given, start)
         runs = ratio_runs(
             run_id=RUN_ID,
@@ -48,7 +49,7 @@ def ratio_sweep(given: Mapping[str, Any]) -> dsl.Artifact:
             rows=start.rows,
             valid=start.valid,
             processed=measured.processed,
-        )
+        ).after(placement)
         with dsl.ParallelFor(runs.output, name="ratios", parallelism=PARALLEL_RATIOS) as run:
             # A model that does not pass is a point of the curve, and no reason to end the others.
             _, evaluation = train_and_evaluate(

@@ -10,6 +10,7 @@ from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
 from osft.errors import ConfigError
+from osft.sweep.ratio_runs import checked_ratios
 
 # What a pipeline declares, in words and as the types of its JSON values.
 JSON_TYPES: dict[str, tuple[str, tuple[type, ...]]] = {
@@ -25,10 +26,10 @@ def parse_settings(settings: Sequence[str], pipeline: BaseComponent) -> dict[str
     """Return parameters of ``pipeline`` from ``name=value`` texts, each in the type that it declares.
 
     Raises:
-        ConfigError: if a name is unknown or a value is not of its type.
+        ConfigError: if a name is unknown, a value is not of its type, or a sweep cannot be made of its ratios.
     """
     declared = _declared_by(pipeline)
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for setting in settings:
         name, separator, text = setting.partition("=")
         if not separator:
@@ -38,6 +39,9 @@ def parse_settings(settings: Sequence[str], pipeline: BaseComponent) -> dict[str
             raise ConfigError(f"--set '{name}': there is no parameter of this name. Did you mean {', '.join(near)}?")
         kind = ParameterType.ParameterTypeEnum.Name(declared[name].parameter_type)
         parsed[name] = _parse_value(name, text, kind)
+    if "sweep_ratios" in parsed:
+        # In the run they are looked at only where the first ratio begins, hours later.
+        checked_ratios(parsed["sweep_ratios"])
     return parsed
 
 

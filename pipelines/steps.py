@@ -131,6 +131,23 @@ def measure_base(given: Given, start: Start) -> Measured:
     return Measured(processed=processing.outputs["processed"], baseline=baseline, asked=asked)
 
 
+def place_training(given: Given, run_id: str | PipelineParameterChannel = RUN_ID) -> PipelineTask:
+    """Decide where the training of a run takes place, and ask the cluster whether it can."""
+    names = (
+        "runtime", "num_nodes", "gpus_per_node", "cpu", "memory", "image", "queue", "labels", "node_selector",
+        "tolerations", "env", "deadline_hours",
+    )  # fmt: skip
+    placement = training_placement(
+        run_id=run_id,
+        **{name: given[f"train_{name}"] for name in names},
+        hub_secret=given["model_hub_secret"],
+        workspace_pvc=given["workspace_pvc"],
+    )
+    give_resources(placement, cpu="1", memory="2Gi")
+    mount_workspace(placement, given["workspace_pvc"])
+    return placement
+
+
 def train_and_evaluate(
     given: Given,
     start: Start,
@@ -153,7 +170,7 @@ def train_and_evaluate(
     Returns:
         The training and the evaluation.
     """
-    placement = _place_training(given, run_id)
+    placement = place_training(given, run_id)
     # The placement also by name: KFP takes no step for a dependency by what its pod requests.
     training = osft_training(
         run_id=run_id,
@@ -226,23 +243,6 @@ def _questions(given: Given, start: Start) -> Given:
         "min_target_gain", "seed",
     )  # fmt: skip
     return {name: given[f"eval_{name}"] for name in names} | {"base": start.base}
-
-
-def _place_training(given: Given, run_id: str | PipelineParameterChannel) -> PipelineTask:
-    """Add the step that decides where the training runs."""
-    names = (
-        "runtime", "num_nodes", "gpus_per_node", "cpu", "memory", "image", "queue", "labels", "node_selector",
-        "tolerations", "env", "deadline_hours",
-    )  # fmt: skip
-    placement = training_placement(
-        run_id=run_id,
-        **{name: given[f"train_{name}"] for name in names},
-        hub_secret=given["model_hub_secret"],
-        workspace_pvc=given["workspace_pvc"],
-    )
-    give_resources(placement, cpu="1", memory="2Gi")
-    mount_workspace(placement, given["workspace_pvc"])
-    return placement
 
 
 def _place_evaluation(given: Given, task: PipelineTask) -> None:

@@ -256,9 +256,12 @@ def test_the_ratios_of_a_sweep_wait_for_the_base_and_run_as_many_at_once_as_the_
     assert loop["iteratorPolicy"] == {"parallelismLimit": 3}
     assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--ratio-runs-Output"}
     assert set(loop["dependentTasks"]) == {"baseline-evaluation", "message-processing", "ratio-runs"}
+    # What is wrong with the cluster is known before anything is measured.
+    assert "dependentTasks" not in tasks["training-placement"]
+    assert "training-placement" in tasks["ratio-runs"]["dependentTasks"]
     assert set(tasks["ratio-choice"]["dependentTasks"]) == {"for-loop-2", "ratio-runs"}
     inside = specification["components"][loop["componentRef"]["name"]]["dag"]["tasks"]
-    assert set(inside) == {"training-placement", "osft-training", "forgetting-evaluation"}
+    assert set(inside) == {"training-placement-2", "osft-training", "forgetting-evaluation"}
 
 
 def break_image(specification: dict[str, Any], platform: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ def version(server: PipelineServer, pipeline_file: Path) -> PipelineVersion:
         ),
         ({"data_uri": "https://bucket.example?X-Signature=secret"}, "on bucket.example 2026-11-22 14:50"),
         ({"model_base": "chemist", "sweep_ratios": [0.1, 0.5]}, "chemist rho 0.1, 0.5 2026-11-22 14:50"),
+        ({"sweep_ratios": [0.125] * 9}, f"rho {'0.125, ' * 6}0.125… 2026-11-22 14:50"),
         ({}, "2026-11-22 14:50"),
     ],
 )

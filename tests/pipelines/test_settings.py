@@ -5,6 +5,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from osft.errors import ConfigError
+from pipelines.ratio_sweep import ratio_sweep
 from pipelines.settings import parse_settings, require_all, with_defaults
 
 
@@ -80,3 +81,8 @@ def test_what_is_not_set_has_its_default(pipeline: BaseComponent) -> None:
     arguments = with_defaults({"data_uri": "x", "num_epochs": 2}, pipeline)
 
     assert (arguments["num_epochs"], arguments["learning_rate"], arguments["patterns"]) == (2, 2e-5, [])
+
+
+def test_ratios_that_make_no_sweep_are_refused_before_it_runs() -> None:
+    with pytest.raises(ConfigError, match=r"sweep_ratios\[1\] is 25, which is no number above 0 and at most 1"):
+        parse_settings(["sweep_ratios=[0.1, 25]"], ratio_sweep)
