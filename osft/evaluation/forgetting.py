@@ -78,6 +78,9 @@ class TaskLabel:
     secondary: tuple[SecondaryMetric, ...] = ()
     """Other metrics of the task, for information."""
 
+    leaves: tuple[str, ...] = ()
+    """Of a group that is scored as one over all its documents, the tasks that have these; empty for a task."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskComparison(TaskLabel):

@@ -7,7 +7,7 @@ all documents) is compared by its value alone.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -82,7 +82,8 @@ def pair(one: "RequestedTask", base: Measurements, tuned: Measurements) -> Itera
         check_same_questions(base[leaf], tuned[leaf])
     by_leaf = {leaf: paired_scores(base[leaf], tuned[leaf]) for leaf in one.leaves}
     if pooled := _pooled(one, base, by_leaf):
-        yield _whole(_label(one, one.name, base[one.leaves[0]]), pooled)
+        label = _label(one, one.name, base[one.leaves[0]])
+        yield _whole(replace(label, leaves=one.leaves), pooled)
         return
     for leaf, scores in by_leaf.items():
         before, after = base[leaf], tuned[leaf]

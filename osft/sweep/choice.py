@@ -6,7 +6,9 @@ The rule, over the models that passed their gate, or over all where none did:
 2. Chance may have made it so. Every model whose gain cannot be told from the highest (the paired 95% interval of the
    difference includes 0) is as good, and of these the one is taken that forgot least: by the bound of its forgetting,
    then by its value, then by the smaller ratio.
-3. Without a target task, the one that forgot least.
+3. Where the answers of some candidate cannot be paired with those of the highest (its report is an older one), no
+   difference is laid to chance: the highest gain is taken as it was measured.
+4. Without a target task, the one that forgot least.
 
 The choice changes what the numbers say. Each interval and bound is of its model alone, as if there were no other. The
 best of several is flattered a little, since chance had several tries, and its gain most of all: it is chosen for it.
@@ -115,7 +117,9 @@ def choose_ratio(measured: Sequence[MeasuredRatio]) -> RatioChoice:
     candidates = [one for one in measured if one.report.passed] or list(measured)
     highest = max(candidates, key=lambda one: (one.report.target_gain or 0.0, *(-part for part in _lost(one))))
     behind = {one.ratio: compare_gains(highest.answers, one.answers) for one in measured if one is not highest}
-    equal = [one for one in candidates if one is highest or not _is_behind(behind[one.ratio])]
+    rivals = [one for one in candidates if one is not highest]
+    all_paired = all(_is_paired(behind[one.ratio]) for one in rivals)
+    equal = [highest, *(one for one in rivals if all_paired and not _is_behind(behind[one.ratio]))]
     chosen = min(equal, key=_lost)
     outcomes = tuple(
         _describe(one, behind.get(one.ratio)) for one in sorted(measured, key=lambda measured: measured.ratio)
@@ -124,7 +128,7 @@ def choose_ratio(measured: Sequence[MeasuredRatio]) -> RatioChoice:
         ratio=chosen.ratio,
         run_id=chosen.run.run_id,
         passed=chosen.report.passed,
-        why=say_why(chosen=chosen, highest=highest, equal=equal, candidates=candidates),
+        why=say_why(chosen=chosen, highest=highest, equal=equal, candidates=candidates, all_paired=all_paired),
         max_forgetting=float(chosen.report.settings["max_forgetting"]),
         outcomes=outcomes,
     )
@@ -143,6 +147,11 @@ def fail_unless_one_passed(choice: RatioChoice, page: Path) -> None:
 def _lost(one: MeasuredRatio) -> tuple[float, float, float]:
     """Return what is compared to find the model that forgot least."""
     return one.report.forgetting_upper, one.report.forgetting, one.ratio
+
+
+def _is_paired(difference: MeanChange | None) -> bool:
+    """Return whether nothing stands in the way of a comparison; without a target task there is nothing to compare."""
+    return difference is None or difference.is_paired
 
 
 def _is_behind(difference: MeanChange | None) -> bool:

@@ -50,15 +50,14 @@ def choose_model(workspace: Workspace, run_id: str, runs: Sequence[RatioRun]) ->
         EvaluationError: if two models were not asked the same.
     """
     baseline = _manifest(workspace, run_id, BASELINE_STEP)
+    # Before anything is linked: a run that is gone must not come back as a part of one.
+    evaluations = {run.run_id: _manifest(workspace, run.run_id, EVALUATION_STEP).fingerprint for run in runs}
     for run in runs:
         link_step(workspace, baseline, run.run_id, BASELINE_STEP)
     manifest = workspace.complete(
         run_id,
         CHOICE_STEP,
-        inputs={
-            "ratios": [run.ratio for run in runs],
-            "evaluations": {run.run_id: _manifest(workspace, run.run_id, EVALUATION_STEP).fingerprint for run in runs},
-        },
+        inputs={"ratios": [run.ratio for run in runs], "evaluations": evaluations},
         work=lambda folder: _choose(workspace, runs, folder),
     )
     folder = workspace.resolve(manifest.path)
@@ -82,5 +81,5 @@ def _choose(workspace: Workspace, runs: Sequence[RatioRun], folder: Path) -> Non
 def _manifest(workspace: Workspace, run_id: str, step: str) -> Manifest:
     path = workspace.run_directory(run_id) / step / MANIFEST_NAME
     if not path.is_file():
-        raise WorkspaceError(f"run '{run_id}' has no {step} yet, or it was removed. Retry the sweep.")
+        raise WorkspaceError(f"run '{run_id}' has no {step}: it never ended, or was removed. Start a new sweep.")
     return Manifest.load(path)

@@ -8,8 +8,8 @@ Statistics in Medicine 27, 2008). Of a single task it is the task's interval.
 Two models of a sweep answered the same documents. They are paired with each other, not by way of the base: each
 document is its own control, and a difference is told from chance that the intervals of the two gains would hide.
 
-As in the gate, a score that cannot be taken apart into documents counts as measured. Where a task has too few
-documents, or it is not known which are its own, nothing is told from chance.
+As in the gate, a score that cannot be taken apart into documents counts as measured. Where it is not known which
+documents are a task's own, two models cannot be paired; that is said, and not taken for a difference by chance.
 """
 
 import math
@@ -48,6 +48,9 @@ class MeanChange:
     is_clear: bool = False
     """Whether the change is told from chance, which without an interval it is only where chance has no part in it."""
 
+    is_paired: bool = True
+    """Whether the documents of all tasks could be paired; if not, :attr:`value` is all that is known."""
+
 
 def target_tasks(report: ForgettingReport) -> list[TaskComparison]:
     """Return the tasks that measure what was to be learnt."""
@@ -77,12 +80,16 @@ def compare_gains(more: Answers, less: Answers) -> MeanChange | None:
     seed = int(more.report.settings["seed"])
     changes = [one.compare(seed=seed).comparison for one in paired if one]
     if len(changes) < len(targets):
-        return MeanChange(value=(more.report.target_gain or 0.0) - (less.report.target_gain or 0.0))
+        value = (more.report.target_gain or 0.0) - (less.report.target_gain or 0.0)
+        return MeanChange(value=value, is_paired=False)
     return mean_change(changes, shares_of=targets)
 
 
 def mean_change(changes: Sequence[TaskComparison], *, shares_of: Sequence[TaskComparison]) -> MeanChange:
     """Return the mean of at least one task's change, with its interval.
+
+    A task without an interval counts as measured. If none has one, and one of too few documents is among them, nothing
+    is told from chance.
 
     Args:
         changes: the tasks.
@@ -91,12 +98,13 @@ def mean_change(changes: Sequence[TaskComparison], *, shares_of: Sequence[TaskCo
     number = len(changes)
     shares = [_shares(change, scale) for change, scale in zip(changes, shares_of, strict=True)]
     value = math.fsum(value for value, _, _ in shares) / number
-    if any(change.has_too_few_documents for change in changes):
+    has_interval = any(change.ci_low is not None for change in changes)
+    if not has_interval and any(change.has_too_few_documents for change in changes):
         return MeanChange(value=value)
     low = value - math.hypot(*(value - low for value, low, _ in shares)) / number
     high = value + math.hypot(*(high - value for value, _, high in shares)) / number
     is_clear = not low <= 0 <= high
-    if all(change.ci_low is None for change in changes):
+    if not has_interval:
         return MeanChange(value=value, is_clear=is_clear)
     return MeanChange(value=value, low=low, high=high, is_clear=is_clear)
 
@@ -110,33 +118,35 @@ def _shares(change: TaskComparison, scale: TaskComparison) -> tuple[float, float
 
 
 def _pair(task: TaskComparison, more: Answers, less: Answers) -> PairedTask | None:
-    """Return two models' results on a task, ``less`` in place of the base; None if its documents are not known."""
-    files = _files(task, more)
-    pairs = [(TaskMeasurement.load(less.folder / file.name), TaskMeasurement.load(file)) for file in files]
-    for before, after in pairs:
-        check_same_questions(before, after)
+    """Return two models' results on a task, ``less`` in place of the base; None if its documents are not known.
+
+    They are not for a group in a report that was written before these named their tasks.
+    """
+    if not task.leaves and not measurement_path(more.folder, task.task).is_file():
+        return None
+    pairs = [_load(leaf, more, less) for leaf in task.leaves or (task.task,)]
     parts = [paired_scores(before, after) for before, after in pairs]
     means = [part for part in parts if part is not None and part.aggregation == "mean"]
-    if sum(len(after.documents) for _, after in pairs) != task.n or (len(parts) > 1 and len(means) < len(parts)):
+    if sum(len(after.documents) for _, after in pairs) != task.n or (task.leaves and len(means) < len(parts)):
         return None
     return PairedTask(
         label=TaskLabel(**{field.name: getattr(task, field.name) for field in fields(TaskLabel)}),
-        scores=parts[0] if len(parts) == 1 else union_of(means),
+        scores=union_of(means) if task.leaves else parts[0],
         base=_score_of(task.task, less.report),
         tuned=task.tuned,
         num_documents=task.n,
     )
 
 
-def _files(task: TaskComparison, answers: Answers) -> list[Path]:
-    """Return the measurements of a task.
+def _load(leaf: str, more: Answers, less: Answers) -> tuple[TaskMeasurement, TaskMeasurement]:
+    """Return what the two models answered, ``less`` first.
 
-    A group that is scored as one has none of its own name: it has those that no other task of the report has. With a
-    second such group they are too many, which their number of documents shows.
+    Raises:
+        EvaluationError: if they were not asked the same, or a file is missing or damaged.
     """
-    own = measurement_path(answers.folder, task.task)
-    others = {measurement_path(answers.folder, one.task) for one in answers.report.tasks}
-    return [own] if own.is_file() else sorted(set(answers.folder.glob("*.parquet")) - others)
+    before, after = (TaskMeasurement.load(measurement_path(one.folder, leaf)) for one in (less, more))
+    check_same_questions(before, after)
+    return before, after
 
 
 def _score_of(task: str, report: ForgettingReport) -> float:

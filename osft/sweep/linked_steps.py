@@ -2,11 +2,12 @@
 
 A sweep's ratios are trained on the same rows, and the chosen one is the sweep's own result. Each of these runs is
 whole for whoever reads it: the files of a shared step have a second name there (hard links; finished files are never
-written to). Only the manifest is another one, for it names its own folder. Whichever run is removed, the others keep
-their files.
+written to). Only the manifest is another one, for it names its own folder; it is as old as the step's, because readers
+take its time for the step's end. Whichever run is removed, the others keep their files.
 """
 
 import logging
+import os
 import shutil
 import socket
 from collections import defaultdict
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 def link_step(workspace: Workspace, manifest: Manifest, run_id: str, step: str) -> Manifest:
     """Let a finished step be one of another run, too.
 
-    The folder appears whole, and replaces what another step has left there. What is there already is left.
+    The folder appears whole, and replaces what another step has left there. What is there already is left, also if
+    another pod links the same step at the same moment.
 
     Args:
         workspace: where both runs are.
@@ -38,8 +40,7 @@ def link_step(workspace: Workspace, manifest: Manifest, run_id: str, step: str) 
         WorkspaceError: if a file of the step is not what it left.
     """
     target = workspace.run_directory(run_id) / step
-    finished = finished_manifest(target, manifest.inputs)
-    if finished and finished.fingerprint == manifest.fingerprint:
+    if finished := _linked(target, manifest):
         return finished
     source = workspace.resolve(manifest.path)
     # With the host's name: a pod that is retried while its lost predecessor still writes has a folder of its own.
@@ -51,9 +52,24 @@ def link_step(workspace: Workspace, manifest: Manifest, run_id: str, step: str) 
         link_files(files, partial / folder)
     linked = replace(manifest, path=target.relative_to(workspace.root).as_posix())
     linked.save(partial / MANIFEST_NAME)
-    replace_directory(partial, target)
+    _copy_times(manifest, source, partial)
+    try:
+        replace_directory(partial, target)
+    except OSError:
+        finished = _linked(target, manifest)
+        if not finished:
+            raise
+        logger.warning("%s was linked meanwhile by another process", finished.path)
+        shutil.rmtree(partial)
+        return finished
     logger.info("%s is linked as %s", manifest.path, linked.path)
     return linked
+
+
+def _linked(target: Path, manifest: Manifest) -> Manifest | None:
+    """Return the manifest in ``target`` if the same files are there already."""
+    finished = finished_manifest(target, manifest.inputs)
+    return finished if finished and finished.fingerprint == manifest.fingerprint else None
 
 
 def _by_folder(manifest: Manifest, source: Path) -> dict[PurePosixPath, list[Path]]:
@@ -64,3 +80,11 @@ def _by_folder(manifest: Manifest, source: Path) -> dict[PurePosixPath, list[Pat
             raise WorkspaceError(f"{manifest.path}/{file.name} is not what the step left. Run the step again.")
         folders[PurePosixPath(file.name).parent].append(source / file.name)
     return folders
+
+
+def _copy_times(manifest: Manifest, source: Path, target: Path) -> None:
+    """Let the manifest and the folders be as old as the step's own; linked files are."""
+    folders = {folder for file in manifest.files for folder in PurePosixPath(file.name).parents}
+    for name in (PurePosixPath(MANIFEST_NAME), PurePosixPath(), *folders):
+        status = (source / name).stat()
+        os.utime(target / name, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -11,6 +11,7 @@ from typing import Any
 
 from osft.errors import ConfigError
 from osft.sweep.linked_steps import link_step
+from osft.versions.runs import join_sweep
 from osft.workspace import Manifest, Workspace
 
 MIN_RATIOS = 2
@@ -46,6 +47,8 @@ def prepare_ratio_runs(
     """
     runs = [RatioRun(run_id=f"{run_id}-ratio-{ratio}", ratio=ratio) for ratio in checked_ratios(ratios)]
     for run in runs:
+        # First: from here on it is not pruned while its sweep is under way.
+        join_sweep(workspace, run.run_id, run_id)
         for step, manifest in steps.items():
             link_step(workspace, manifest, run.run_id, step)
     return runs

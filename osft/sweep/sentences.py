@@ -25,6 +25,7 @@ def say_why(
     highest: MeasuredRatio,
     equal: Sequence[MeasuredRatio],
     candidates: Sequence[MeasuredRatio],
+    all_paired: bool,
 ) -> str:
     """Return why a ratio was taken.
 
@@ -33,20 +34,26 @@ def say_why(
         highest: the one with the highest gain.
         equal: those whose gain cannot be told from the highest, which is one of them.
         candidates: all that the choice was made from.
+        all_paired: whether the answers of each of them could be paired with those of the highest.
     """
-    reason = _reason(chosen, highest, len(equal), len(candidates))
+    reason = _reason(chosen, highest, len(equal), len(candidates), all_paired=all_paired)
     if chosen.report.passed:
         return f"Ratio {chosen.ratio} is taken: {reason}."
     return f"No model passed and none is promoted. Ratio {chosen.ratio} would be taken: {reason}."
 
 
-def _reason(chosen: MeasuredRatio, highest: MeasuredRatio, equal: int, candidates: int) -> str:
+def _reason(chosen: MeasuredRatio, highest: MeasuredRatio, equal: int, candidates: int, *, all_paired: bool) -> str:
     passed = " that passed" if chosen.report.passed else ""
     if candidates == 1 and passed:
         return "its model is the only one that passed"
     if highest.report.target_gain is None:
         return f"it forgot least of the {candidates}{passed}, and what they gained was not measured"
     gain = f"{format_points(highest.report.target_gain)} points"
+    if not all_paired:
+        return (
+            f"its gain of {gain} is the highest measured of the {candidates}{passed}; not all answers could be paired, "
+            "so chance is not ruled out"
+        )
     if equal == 1:
         return f"its gain of {gain} is the highest of the {candidates}{passed}, and by more than chance"
     if chosen is highest:

@@ -51,6 +51,7 @@ class PrunedItem:
     """Relative to the workspace; of a version only the weights and the memory are gone."""
 
     size_bytes: int
+    """What this freed; a file that has another name elsewhere counts where its last one goes."""
 
 
 def prune(workspace: Workspace, model_name: str, *, keep_versions: int, keep_runs: int) -> list[PrunedItem]:
@@ -155,7 +156,7 @@ def _weights(version: Path) -> list[Path]:
 
 
 def _delete_weights(workspace: Workspace, version: Path) -> PrunedItem:
-    item = PrunedItem(path=relative_path(workspace, version), size_bytes=sum(map(size_of, _weights(version))))
+    item = PrunedItem(path=relative_path(workspace, version), size_bytes=size_of(*_weights(version)))
     for path in (*_weights(version), *version.glob(f"{PRUNING_NAME}*")):
         if path.is_dir():
             delete(path)

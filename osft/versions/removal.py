@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,12 +32,19 @@ def walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 yield path, status
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; 0 if it is gone."""
-    status = _status(path)
-    if status and stat.S_ISREG(status.st_mode):
-        return status.st_size
-    return sum(status.st_size for _, status in walk(path) if stat.S_ISREG(status.st_mode))
+def size_of(*paths: Path) -> int:
+    """Return how many bytes the removal of files and folders gives back; 0 if they are gone.
+
+    A file is gone with the last of its names: one that also has a name elsewhere, as linked steps do, counts nothing.
+    """
+    files = {}
+    names: Counter[tuple[int, int]] = Counter()
+    for path in paths:
+        for status in _files(path):
+            file = (status.st_dev, status.st_ino)
+            files[file] = status
+            names[file] += 1
+    return sum(status.st_size for file, status in files.items() if names[file] >= status.st_nlink)
 
 
 def remove_folder(folder: Path) -> bool:
@@ -70,6 +78,15 @@ def delete(folder: Path) -> None:
 def left_aside(parent: Path) -> list[Path]:
     """Return what killed removals have left in ``parent``."""
     return sorted(path for path in parent.glob(f".*{ASIDE}*") if path.is_dir())
+
+
+def _files(path: Path) -> Iterator[os.stat_result]:
+    """Yield a file, or every file in a folder, once for each of its names there."""
+    status = _status(path)
+    if status and stat.S_ISREG(status.st_mode):
+        yield status
+    else:
+        yield from (status for _, status in walk(path) if stat.S_ISREG(status.st_mode))
 
 
 def _raise_unless_gone(error: OSError) -> None:

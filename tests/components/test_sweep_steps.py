@@ -74,7 +74,7 @@ def test_the_runs_of_the_ratios_come_as_plain_values_and_hold_the_steps_before(w
         {"run_id": "sweep-ratio-0.5", "ratio": 0.5},
     ]
     folders = [sorted(path.name for path in workspace.run_directory(run["run_id"]).iterdir()) for run in runs]
-    assert folders == [["base", "processed", "raw", "valid"]] * 2
+    assert folders == [["base", "processed", "raw", "sweep.json", "valid"]] * 2
 
 
 def test_the_chosen_ratio_is_promoted_as_the_sweeps_model(workspace: Workspace) -> None:

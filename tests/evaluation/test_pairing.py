@@ -156,6 +156,7 @@ def test_group_that_is_scored_as_one_is_compared_over_all_its_documents(tasks: P
     (task,) = outcome(tasks, "pooled", base, tuned).tasks
 
     assert (task.task, task.n, task.base, task.lost, task.gained) == ("pooled", 4, 0.75, 1, 1)
+    assert task.leaves == ("one", "two")
 
 
 def test_group_without_one_score_is_compared_task_by_task(tasks: Path) -> None:
@@ -164,6 +165,7 @@ def test_group_without_one_score_is_compared_task_by_task(tasks: Path) -> None:
     compared = outcome(tasks, "apart", measurements, measurements).tasks
 
     assert [(task.task, task.asked_as) for task in compared] == [("one", "apart"), ("two", "apart")]
+    assert {task.leaves for task in compared} == {()}
 
 
 def test_group_with_a_score_that_is_no_mean_is_compared_task_by_task(tasks: Path) -> None:

@@ -1,6 +1,7 @@
 """Sweeps to choose from, made of plain scores: folders, measurements, statistics and gates are real, no model is."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from osft.evaluation.gate import judge
 from osft.evaluation.measurement import DocumentMeasurement, TaskMeasurement, save_measurements
 from osft.evaluation.paired_task import PairedTask
 from osft.evaluation.pairing import paired_scores
+from osft.evaluation.pooling import union_of
 from osft.evaluation.report.forgetting_report import ForgettingReport
 from osft.evaluation.report.metrics import flat_metrics
 from osft.sweep.gains import Answers
@@ -53,8 +55,12 @@ def make_report(
     max_forgetting: float = 0.05,
     min_target_gain: float = 0.0,
 ) -> ForgettingReport:
-    """Compare and judge as the evaluation does; a task is a target unless its name begins with kept."""
-    paired = [_pair(base[task], tuned[task], "retention" if task.startswith("kept") else "target") for task in base]
+    """Compare and judge as the evaluation does.
+
+    A task is a target unless its name begins with kept. Those with a dot are scored as one: a.x, a.y are group a.
+    """
+    names = dict.fromkeys(task.partition(".")[0] for task in base)
+    paired = [_pair(name, base, tuned, "retention" if name.startswith("kept") else "target") for name in names]
     outcome = join([one.compare(seed=1) for one in paired])
     config = EvaluationConfig(tasks=("kept",), max_forgetting=max_forgetting, min_target_gain=min_target_gain)
     verdict = judge(outcome, config)
@@ -71,13 +77,26 @@ def make_report(
     )
 
 
-def _pair(base: TaskMeasurement, tuned: TaskMeasurement, kind: Kind) -> PairedTask:
+def _pair(
+    name: str, base: Mapping[str, TaskMeasurement], tuned: Mapping[str, TaskMeasurement], kind: Kind
+) -> PairedTask:
+    leaves = tuple(task for task in base if task.startswith(f"{name}."))
+    if leaves:
+        scores = union_of([paired_scores(base[leaf], tuned[leaf]) for leaf in leaves])
+        return PairedTask(
+            label=TaskLabel(task=name, kind=kind, metric="acc", leaves=leaves),
+            scores=scores,
+            base=float(scores.base.mean()),
+            tuned=float(scores.tuned.mean()),
+            num_documents=len(scores.base),
+        )
+    before, after = base[name], tuned[name]
     return PairedTask(
-        label=TaskLabel(task=base.task, kind=kind, metric=base.metric, higher_is_better=base.higher_is_better),
-        scores=paired_scores(base, tuned),
-        base=base.value,
-        tuned=tuned.value,
-        num_documents=len(base.documents),
+        label=TaskLabel(task=name, kind=kind, metric=before.metric, higher_is_better=before.higher_is_better),
+        scores=paired_scores(before, after),
+        base=before.value,
+        tuned=after.value,
+        num_documents=len(before.documents),
     )
 
 
@@ -156,6 +175,12 @@ def measured_of(
         answers = Answers(report=report, folder=folder / str(ratio))
         measured.append(MeasuredRatio(ratio=ratio, run=run, answers=answers))
     return measured
+
+
+def without_leaves(one: Answers) -> Answers:
+    """Return answers with a report that does not name the tasks of groups, as older ones do not."""
+    tasks = tuple(replace(task, leaves=()) for task in one.report.tasks)
+    return replace(one, report=replace(one.report, tasks=tasks))
 
 
 def _answers(

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from osft.errors import EvaluationError, WorkspaceError
 from osft.sweep.choice import RatioChoice, choose_ratio, fail_unless_one_passed
 from osft.workspace import write_json
-from tests.sweep.sweeps import measured_of, right
+from tests.sweep.sweeps import measured_of, right, without_leaves
 
 Scores = Mapping[float, Mapping[str, list[float]]]
 
@@ -54,6 +55,43 @@ def test_the_highest_gain_is_also_taken_if_it_forgot_least(choose: Callable[...,
         "Ratio 0.1 is taken: its gain of 60.0 points is the highest, and of the 2 that cannot be told from it, "
         "it forgot least."
     )
+
+
+def in_groups(kept: int, new: int) -> dict[str, list[float]]:
+    """Scores as :func:`learnt` gives, both of groups that are scored as one, and of held-out rows."""
+    groups = {f"{group}.{part}": right(number) for group, number in (("kept", kept), ("new", new)) for part in "ab"}
+    return groups | {"holdout": right(new)}
+
+
+def test_with_groups_that_are_scored_as_one_the_highest_gain_is_taken(choose: Callable[..., RatioChoice]) -> None:
+    choice = choose({0.1: in_groups(200, 2), 0.5: in_groups(199, 190)})
+
+    assert choice.why == (
+        "Ratio 0.5 is taken: its gain of 95.0 points is the highest of the 2 that passed, and by more than chance."
+    )
+
+
+def test_with_groups_that_are_scored_as_one_gains_may_be_too_alike_to_be_told_apart(
+    choose: Callable[..., RatioChoice],
+) -> None:
+    choice = choose({0.1: in_groups(200, 189), 0.5: in_groups(199, 190)})
+
+    assert choice.ratio == 0.1
+    assert choice.outcomes[0].behind.low < 0 < choice.outcomes[0].behind.high
+
+
+@pytest.mark.parametrize("new", [2, 189])
+def test_where_answers_cannot_be_paired_the_highest_measured_gain_is_taken(tmp_path: Path, new: int) -> None:
+    measured = measured_of(tmp_path, {0.1: in_groups(200, new), 0.5: in_groups(199, 190), 1.0: in_groups(200, 1)})
+    older = [replace(one, answers=without_leaves(one.answers)) for one in measured]
+
+    choice = choose_ratio(older)
+
+    assert choice.why == (
+        "Ratio 0.5 is taken: its gain of 95.0 points is the highest measured of the 3 that passed; not all answers "
+        "could be paired, so chance is not ruled out."
+    )
+    assert [one.behind.is_paired if one.behind else None for one in choice.outcomes] == [False, None, False]
 
 
 def test_of_models_that_are_alike_the_smaller_ratio_is_taken(choose: Callable[..., RatioChoice]) -> None:

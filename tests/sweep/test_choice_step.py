@@ -1,3 +1,4 @@
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from osft.sweep.ratio_runs import RatioRun
 from osft.versions.runs import runs_of
 from osft.workspace import Manifest, Workspace
 from tests.sweep.sweeps import SWEEP, finish_ratio, prepare_sweep, right, sweep_of
+from tests.versions.finished_runs import set_age
 
 TUNED = {
     0.1: {"kept": right(200), "new": right(60)},
@@ -112,18 +114,44 @@ def test_a_ratio_that_is_not_evaluated_is_named(workspace: Workspace) -> None:
     runs = prepare_sweep(workspace)
     finish_ratio(workspace, runs[0], TUNED[0.1])
 
-    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.5' has no evaluation yet, or it was removed. Retry"):
+    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.5' has no evaluation: .* Start a new sweep."):
         choose_model(workspace, SWEEP, runs)
+
+
+def test_a_ratio_whose_run_is_gone_does_not_come_back_as_a_part_of_one(workspace: Workspace) -> None:
+    runs = sweep_of(workspace, TUNED)
+    shutil.rmtree(workspace.run_directory(runs[1].run_id))
+
+    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.5' has no evaluation"):
+        choose_model(workspace, SWEEP, runs)
+
+    assert not workspace.run_directory(runs[1].run_id).exists()
+    assert not (workspace.run_directory(runs[0].run_id) / "baseline").exists()
+
+
+def test_the_choice_does_not_change_when_a_ratio_was_last_written_or_ended(workspace: Workspace) -> None:
+    runs = sweep_of(workspace, TUNED)
+    for run, age in zip(runs, (7200, 3600), strict=True):
+        set_age(workspace, run.run_id, age)
+    # Written an hour ago or more, as the shared steps are.
+    set_age(workspace, SWEEP, 9000)
+    before = {run.run_id: run.last_written for run in runs_of(workspace) if run.run_id != SWEEP}
+    ended = [read_run(workspace, run.run_id).ended_at for run in runs]
+
+    choose_model(workspace, SWEEP, runs)
+
+    assert {run.run_id: run.last_written for run in runs_of(workspace) if run.run_id != SWEEP} == before
+    assert [read_run(workspace, run.run_id).ended_at for run in runs] == ended
 
 
 def test_a_ratio_whose_run_has_no_training_is_named(workspace: Workspace) -> None:
     runs = sweep_of(workspace, TUNED)
     (workspace.run_directory(runs[0].run_id) / "training/manifest.json").unlink()
 
-    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.1' is not evaluated: osft-training is missing. Retry"):
+    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.1' is not evaluated: osft-training is missing. Start a new sweep"):
         choose_model(workspace, SWEEP, runs)
 
 
 def test_a_sweep_without_a_baseline_is_named(workspace: Workspace) -> None:
-    with pytest.raises(WorkspaceError, match="run 'sweep' has no baseline yet"):
+    with pytest.raises(WorkspaceError, match="run 'sweep' has no baseline: .* Start a new sweep."):
         choose_model(workspace, SWEEP, [RatioRun(run_id="sweep-ratio-0.5", ratio=0.5)])

@@ -8,10 +8,10 @@ import pytest
 
 from osft.errors import EvaluationError
 from osft.evaluation.forgetting import TaskComparison
-from osft.evaluation.measurement import TaskMeasurement, save_measurements
+from osft.evaluation.measurement import TaskMeasurement, measurement_path, save_measurements
 from osft.evaluation.statistics import paired_proportion_interval
-from osft.sweep.gains import Answers, compare_gains, gain_of, mean_change
-from tests.sweep.sweeps import KEPT, UNKNOWN, make_report, measure, right
+from osft.sweep.gains import Answers, MeanChange, compare_gains, gain_of, mean_change
+from tests.sweep.sweeps import KEPT, UNKNOWN, make_report, measure, right, without_leaves
 
 PERPLEXITY = {"metric": "perplexity", "higher_is_better": False}
 
@@ -121,8 +121,7 @@ def test_a_perplexity_is_compared_as_a_share_of_the_bases(tmp_path: Path) -> Non
 
 def test_a_group_that_is_scored_as_one_is_paired_over_all_its_documents(tmp_path: Path) -> None:
     more, less = (
-        _group(answers_to(tmp_path / name, new_a=right(number), new_b=right(number)), tuned=number / 200)
-        for name, number in (("more", 110), ("less", 103))
+        answers_to(tmp_path / str(number), **{"new.a": right(number), "new.b": right(number)}) for number in (110, 103)
     )
 
     found = compare_gains(more, less)
@@ -130,29 +129,43 @@ def test_a_group_that_is_scored_as_one_is_paired_over_all_its_documents(tmp_path
     assert found is not None
     assert found.value == pytest.approx(0.035)
     assert found.is_clear
+    assert found.high - found.value < 0.02
 
 
-def test_where_it_is_not_known_which_documents_are_a_groups_own_nothing_is_told_from_chance(tmp_path: Path) -> None:
+def test_groups_are_told_from_each_other(tmp_path: Path) -> None:
     more, less = (
-        _group(answers_to(tmp_path / name, new_a=right(number), new_b=right(number), x=UNKNOWN), tuned=number / 200)
-        for name, number in (("more", 110), ("less", 10))
+        answers_to(tmp_path / str(number), **{f"{group}.{part}": right(number) for group in "xy" for part in "ab"})
+        for number in (110, 103)
     )
 
     found = compare_gains(more, less)
 
     assert found is not None
-    assert found.value == pytest.approx(0.5)
-    assert (found.low, found.high, found.is_clear) == (None, None, False)
+    assert found.value == pytest.approx(0.035)
+    assert (found.is_clear, found.is_paired) == (True, True)
 
 
-def _group(one: Answers, *, tuned: float) -> Answers:
-    """Put a line for both parts of a group in the place of theirs, as the evaluation does."""
-    kept, part = one.report.tasks[:2]
-    group = change(tuned, tuned - 0.05, tuned + 0.05, task="group", n=2 * part.n)
-    fields = {name: getattr(one.report, name) for name in one.report.__dataclass_fields__}
-    return Answers(
-        report=type(one.report)(**fields | {"tasks": (kept, group), "target_gain": tuned}), folder=one.folder
+def test_where_a_report_does_not_name_a_groups_tasks_the_gains_are_not_paired(tmp_path: Path) -> None:
+    more, less = (
+        without_leaves(answers_to(tmp_path / str(number), **{"new.a": right(number), "new.b": right(number)}))
+        for number in (110, 10)
     )
+
+    found = compare_gains(more, less)
+
+    assert found == MeanChange(value=pytest.approx(0.5), is_paired=False)
+
+
+def test_where_a_groups_tasks_have_other_documents_than_its_score_the_gains_are_not_paired(tmp_path: Path) -> None:
+    more, less = (
+        answers_to(tmp_path / str(number), **{"new.a": right(number), "new.b": right(number)}) for number in (110, 10)
+    )
+    for one in (more, less):
+        measure("new.b", UNKNOWN[:50]).save(measurement_path(one.folder, "new.b"))
+
+    found = compare_gains(more, less)
+
+    assert found == MeanChange(value=pytest.approx(0.5), is_paired=False)
 
 
 def test_a_score_that_is_no_function_of_its_documents_counts_as_measured(tmp_path: Path) -> None:
@@ -178,6 +191,28 @@ def test_one_document_tells_nothing(tmp_path: Path) -> None:
     assert found is not None
     assert found.value > 0
     assert not found.is_clear
+
+
+def test_one_document_counts_as_measured_beside_a_task_that_has_many(tmp_path: Path) -> None:
+    base = {"prose": prose([-3.0]), "new": measure("new", UNKNOWN)}
+    more, less = (
+        answers(tmp_path / str(number), base, {"prose": prose([-2.0]), "new": measure("new", right(number))})
+        for number in (110, 10)
+    )
+
+    found = compare_gains(more, less)
+
+    assert found is not None
+    assert found.value == pytest.approx(0.25)
+    assert found.is_clear
+
+
+def test_a_missing_file_of_a_groups_answers_is_an_error(tmp_path: Path) -> None:
+    one = answers_to(tmp_path, **{"new.a": right(110), "new.b": right(110)})
+    measurement_path(tmp_path, "new.b").unlink()
+
+    with pytest.raises(EvaluationError, match=r"new\.b\.parquet: no measurement of a task .* evaluate again"):
+        compare_gains(one, one)
 
 
 def test_models_that_were_asked_other_documents_are_not_compared(tmp_path: Path) -> None:

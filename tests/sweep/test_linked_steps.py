@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from osft.errors import WorkspaceError
 from osft.sweep.linked_steps import link_step
 from osft.workspace import Manifest, Workspace
 from tests.sweep.killed_links import KILLED, train
+from tests.versions.finished_runs import set_age
 
 
 @pytest.fixture
@@ -84,6 +86,61 @@ def test_what_a_killed_try_has_left_is_no_part_of_the_step(workspace: Workspace)
         "metrics",
     ]
     assert not partial.exists()
+
+
+def test_a_linked_step_is_as_old_as_the_one_that_it_came_from(workspace: Workspace) -> None:
+    step = train(workspace, "one", "weights")
+    set_age(workspace, "one", 4000)
+
+    link_step(workspace, step, "other", "training")
+
+    assert times(workspace, "other") == times(workspace, "one")
+
+
+def times(workspace: Workspace, run_id: str) -> dict[str, int]:
+    step = workspace.run_directory(run_id) / "training"
+    return {path.relative_to(step).as_posix(): path.stat().st_mtime_ns for path in (step, *step.rglob("*"))}
+
+
+@pytest.fixture
+def another_pod(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Return what lets another pod do something between the look at a step's folder and its renaming."""
+
+    def interrupt(work: Callable[[], object]) -> None:
+        replace = Path.replace
+
+        def replace_after_another_pod(self: Path, target: Path) -> Path:
+            if self.suffix == ".partial":
+                monkeypatch.setattr(Path, "replace", replace)
+                monkeypatch.setattr(socket, "gethostname", lambda: "another")
+                work()
+            return replace(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace_after_another_pod)
+
+    return interrupt
+
+
+def test_a_step_that_another_pod_links_at_the_same_moment_is_there_once(
+    workspace: Workspace, another_pod: Callable[[Callable[[], object]], None]
+) -> None:
+    step = train(workspace, "one", "weights")
+    another_pod(lambda: link_step(workspace, step, "other", "training"))
+
+    linked = link_step(workspace, step, "other", "training")
+
+    assert Manifest.load(workspace.root / linked.path / "manifest.json") == linked
+    assert [path.name for path in workspace.run_directory("other").iterdir()] == ["training"]
+
+
+def test_another_step_that_another_pod_links_at_the_same_moment_is_not_taken_for_this_one(
+    workspace: Workspace, another_pod: Callable[[Callable[[], object]], None]
+) -> None:
+    step, other = train(workspace, "one", "weights"), train(workspace, "two", "others")
+    another_pod(lambda: link_step(workspace, other, "other", "training"))
+
+    with pytest.raises(OSError, match="Directory not empty"):
+        link_step(workspace, step, "other", "training")
 
 
 def test_a_step_whose_files_have_changed_is_not_linked(workspace: Workspace) -> None:

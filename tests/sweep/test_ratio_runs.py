@@ -1,3 +1,4 @@
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -5,12 +6,12 @@ from typing import Any
 import pytest
 
 from osft.comparison.compared_run import read_run
-from osft.errors import ConfigError
+from osft.errors import ConfigError, MissingPathError
 from osft.evaluation.parameters import data_summary
 from osft.sweep.ratio_runs import RatioRun, prepare_ratio_runs
 from osft.versions.runs import runs_of
 from osft.workspace import Workspace
-from tests.sweep.sweeps import SWEEP, prepare_sweep
+from tests.sweep.sweeps import SWEEP, prepare_steps, prepare_sweep
 
 
 @pytest.fixture
@@ -58,6 +59,16 @@ def test_what_the_ratios_start_from_is_needed_as_long_as_they_are_under_way(work
     under_way = [run.run_id for run in runs_of(workspace) if run.is_under_way(now=time.time())]
 
     assert sorted(under_way) == [SWEEP, "sweep-ratio-0.1", "sweep-ratio-0.5"]
+
+
+def test_a_ratios_run_belongs_to_its_sweep_before_it_holds_anything(workspace: Workspace) -> None:
+    steps = prepare_steps(workspace)
+    shutil.rmtree(workspace.run_directory(SWEEP) / "base")
+
+    with pytest.raises(MissingPathError, match="runs/sweep/base"):
+        prepare_ratio_runs(workspace, SWEEP, [0.1, 0.5], steps)
+
+    assert [path.name for path in workspace.run_directory("sweep-ratio-0.1").iterdir()] == ["sweep.json"]
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5, float("nan"), "0.5", True, None])

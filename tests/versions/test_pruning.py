@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 
 from osft.errors import ConfigError
+from osft.sweep.choice_step import choose_model
 from osft.versions import pruning
 from osft.versions.base_model import resolve_base
 from osft.versions.folders import announce_pruning, has_weights, settle_pruning, version_name
@@ -19,6 +20,7 @@ from osft.versions.pruning import PrunedItem, prune, pruned_as_markdown
 from osft.versions.removal import remove_folder
 from osft.versions.rollback import rollback
 from osft.workspace import Workspace, write_json
+from tests.sweep.sweeps import SWEEP, finish_ratio, prepare_sweep, right
 from tests.versions.finished_runs import MODEL, begin_run, finish_run, promote, set_age
 from tests.versions.killed_promotions import KILLED, in_fork
 
@@ -125,6 +127,25 @@ def test_the_oldest_runs_go_first(chained: Workspace) -> None:
 
     assert [item.path for item in removed] == ["runs/run-2", "runs/run-1"]
     assert all(item.size_bytes > 0 for item in removed)
+
+
+def test_what_a_pruning_says_that_it_freed_is_gone_from_the_volume(workspace: Workspace) -> None:
+    ratios = prepare_sweep(workspace)
+    for run in ratios:
+        finish_ratio(workspace, run, {"kept": right(100), "new": right(2)})
+    choose_model(workspace, SWEEP, ratios)
+    before = bytes_on_volume(workspace)
+
+    removed = prune(workspace, MODEL, keep_versions=0, keep_runs=1)
+
+    assert [item.path for item in removed] == ["runs/sweep-ratio-0.5", "runs/sweep-ratio-0.1"]
+    assert sum(item.size_bytes for item in removed) == before - bytes_on_volume(workspace)
+
+
+def bytes_on_volume(workspace: Workspace) -> int:
+    """Return the size of all files, each counted once however many names it has."""
+    files = {path.stat().st_ino: path.stat().st_size for path in workspace.root.rglob("*") if path.is_file()}
+    return sum(files.values())
 
 
 def test_a_pruning_that_was_killed_as_it_deleted_is_finished(chained: Workspace) -> None:

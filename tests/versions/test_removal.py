@@ -21,6 +21,15 @@ def test_the_size_of_a_folder_is_that_of_its_files(tree: Path) -> None:
     assert (size_of(tree), size_of(tree / "three")) == (15, 5)
 
 
+def test_a_file_counts_only_where_its_last_name_is(tree: Path) -> None:
+    (tree / "a/again").hardlink_to(tree / "a/one")
+    (tree / "c").hardlink_to(tree / "b/two")
+
+    assert size_of(tree) == 15
+    assert (size_of(tree / "a"), size_of(tree / "b"), size_of(tree / "c")) == (5, 0, 0)
+    assert size_of(tree / "b", tree / "c") == 5
+
+
 def test_what_is_gone_has_no_size(tmp_path: Path) -> None:
     assert size_of(tmp_path / "gone") == 0
 

@@ -116,8 +116,8 @@ class ForgettingReport:
 
 
 def _task(fields: dict[str, Any]) -> TaskComparison:
-    secondary = tuple(SecondaryMetric(**one) for one in fields.pop("secondary"))
-    return TaskComparison(**fields, secondary=secondary)
+    secondary = tuple(SecondaryMetric(**one) for one in fields["secondary"])
+    return TaskComparison(**fields | {"secondary": secondary, "leaves": tuple(fields.get("leaves", ()))})
 
 
 def _pool(fields: dict[str, Any]) -> Pool:

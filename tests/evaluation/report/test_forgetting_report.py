@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from osft.errors import EvaluationError
+from osft.evaluation.forgetting import TaskComparison
 from osft.evaluation.probe import ProbeComparison
 from osft.evaluation.report.forgetting_report import ForgettingReport
 
@@ -47,6 +48,28 @@ def test_report_with_pools_reads_back_as_it_was_written(
     report.save(tmp_path / "forgetting.json")
 
     assert ForgettingReport.load(tmp_path / "forgetting.json") == report
+
+
+def test_report_of_a_group_that_is_scored_as_one_reads_back_as_it_was_written(
+    make_report: MakeReport, make_task: Callable[..., TaskComparison], tmp_path: Path
+) -> None:
+    report = make_report(tasks=(make_task(task="capitals", leaves=("capitals[eu]", "capitals[asia]")),))
+
+    report.save(tmp_path / "forgetting.json")
+
+    assert ForgettingReport.load(tmp_path / "forgetting.json") == report
+
+
+def test_report_that_does_not_name_the_tasks_of_groups_is_read(make_report: MakeReport, tmp_path: Path) -> None:
+    path = tmp_path / "forgetting.json"
+    report = make_report()
+    report.save(path)
+    content = json.loads(path.read_text())
+    for task in content["tasks"]:
+        del task["leaves"]
+    path.write_text(json.dumps(content))
+
+    assert ForgettingReport.load(path).tasks == report.tasks
 
 
 def test_bound_asks_nothing_of_sets_that_do_not_count(make_report: MakeReport, pool_fields: dict[str, Any]) -> None:
