@@ -31,18 +31,18 @@ def model_registration(
     from pathlib import Path
 
     from osft.logs import configure_logging
-    from osft.registration.connection import find_connection
-    from osft.registration.location import workspace_location
-    from osft.registration.register import register_version
+    from osft.registration.promoted import register_promoted
     from osft.workspace import Manifest, Workspace, write_json
 
     configure_logging()
-    registration = register_version(
+    registration = register_promoted(
         Workspace.from_environment(),
-        find_connection(address, os.environ),
         model_name=model_name,
         version=Path(Manifest.load(promoted.path).path).name,
-        location=workspace_location(location, claim),
+        address=address,
+        location=location,
+        claim=claim,
+        environment=os.environ,
     )
     registered.metadata.update(asdict(registration), run_id=run_id)
     write_json(Path(registered.path), registration)

@@ -16,6 +16,7 @@ from osft.comparison.commands import compare
 from osft.errors import ConfigError, MissingPathError, OsftError, PreemptedError
 from osft.logs import configure_logging
 from osft.processes.preemption import PREEMPTED_EXIT_CODE
+from osft.registration.commands import register
 from osft.versions.commands import prune, rollback
 from osft.versions.lineage_command import lineage
 
@@ -412,7 +413,7 @@ def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
     return value
 
 
-for command in (lineage, compare, rollback, prune):
+for command in (lineage, compare, rollback, prune, register):
     app.command()(command)
 
 

@@ -151,7 +151,7 @@ def continual_learning(
         promote_model_name: Name under which a model that passed is published on the workspace.
         registry_address: Model Registry to register a published model in, https://host[:port]. Empty: none.
         registry_location: Where the registry says that the volume is, e.g. s3://bucket/prefix. Empty: pvc://claim.
-        registry_secret: Secret with MODEL_REGISTRY_TOKEN, MODEL_REGISTRY_CA_CERT. Optional: the step's account may do.
+        registry_secret: Secret with MODEL_REGISTRY_TOKEN, MODEL_REGISTRY_CA_CERT. Optional inside the cluster.
         keep_versions: Newest versions of that name that keep their weights; 0 keeps all.
         keep_runs: Newest finished runs of that name whose folders stay; 0 keeps all.
         workspace_pvc: Claim of the shared volume (ReadWriteMany).

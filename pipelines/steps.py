@@ -71,6 +71,9 @@ def take_rows(given: Given) -> Start:
         model_base=given["model_base"],
         model_origin=given["model_origin"],
         model_name=given["promote_model_name"],
+        registry_address=given["registry_address"],
+        registry_location=given["registry_location"],
+        registry_claim=given["workspace_pvc"],
     )
     # At the beginning, so that there is room, and in a run without new rows too.
     pruning = workspace_pruning(

@@ -12,17 +12,19 @@ from typing import Any
 from osft.evaluation.ancestry import ORIGIN_VERSION
 from osft.evaluation.report.points import format_points
 from osft.versions.lineage import Lineage
+from osft.versions.run_record import PACKAGE
 
 Property = bool | int | float | str
 
-PACKAGE = "osft-continual-learning"
 ARROW = " -> "
 MEASURES = (
     "forgetting", "cumulative_forgetting", "origin_forgetting",
     "target_gain", "backward_transfer",
 )  # fmt: skip
 BOUNDS = ("forgetting_upper", "cumulative_forgetting_upper", "origin_forgetting_upper")
-SETTINGS = ("unfreeze_rank_ratio", "learning_rate", "num_epochs", "seed")
+WHOLE_SETTINGS = ("num_epochs", "seed")
+# Also where a run was given a whole number: a registry filters by type.
+REAL_SETTINGS = ("unfreeze_rank_ratio", "learning_rate")
 
 
 def describe_model(lineage: Lineage) -> str:
@@ -67,7 +69,8 @@ def properties_of(chain: Sequence[Lineage]) -> dict[str, Property]:
         "data_sha256": data.get("sha256"),
         "data_rows": data.get("rows_train", data.get("rows")),
         "osft_version": lineage.software.get(PACKAGE),
-        **{name: training.get(name) for name in SETTINGS},
+        **{name: float(training[name]) for name in REAL_SETTINGS if _is_known(training.get(name))},
+        **{name: training.get(name) for name in WHOLE_SETTINGS},
         **{name: float(value) for name, value in _measured(lineage).items()},
         "passed": lineage.evaluation.get("passed"),
         "average_accuracy": lineage.evaluation.get("average_accuracy_tuned"),

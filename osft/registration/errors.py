@@ -16,7 +16,10 @@ TOO_MANY_REQUESTS = 429
 NOT_A_REGISTRY = "Give the address of the REST API of Kubeflow Model Registry; on RHOAI the registry's details show it."
 AUTHORITY_HINT = "Give the file of the authority that signed its certificate in MODEL_REGISTRY_CA_CERT."
 HINTS = {
-    401: "Give a token that it knows in MODEL_REGISTRY_TOKEN, or let the step's service account use it.",
+    401: (
+        "Give a token that it knows in MODEL_REGISTRY_TOKEN. Without one the step's service account logs in, but only "
+        "at a service of the cluster (https://NAME.NAMESPACE.svc:PORT)."
+    ),
     403: "Let the token's account use the registry: on RHOAI, Manage permissions in the model registry settings.",
     404: NOT_A_REGISTRY,
     409: "Somebody else changes it at the same time: run the step again.",

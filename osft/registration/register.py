@@ -7,7 +7,8 @@ place belongs to another workspace, and is an error.
 ``modelFormatName`` is ``vLLM``, not ``safetensors``: a deployment is matched with the formats that serving runtimes
 list, and that is what RHOAI's runtimes for language models call theirs. Its dashboard shows the name where the format
 is chosen, fills in the ``uri``, and with the source (``kfp``, the project, the run) links the version to the run that
-made it. KServe reads nothing of the registry but the ``uri``.
+made it; a registry from before March 2025 (kubeflow/hub #838) takes an artifact without keeping its source. KServe
+reads nothing of the registry but the ``uri``.
 """
 
 import asyncio
@@ -27,17 +28,20 @@ from mr_openapi import (
     ModelRegistryServiceApi,
     ModelVersion,
     ModelVersionCreate,
+    ModelVersionState,
     RegisteredModel,
     RegisteredModelCreate,
+    RegisteredModelState,
 )
 
 from osft.registration.connection import Connection
-from osft.registration.description import PACKAGE, Property, describe_model, describe_version, properties_of
+from osft.registration.description import Property, describe_model, describe_version, properties_of
 from osft.registration.errors import RegistryError
 from osft.registration.location import uri_in
 from osft.registration.registry import Patience, Registry, connect
-from osft.versions.folders import versions_folder
+from osft.versions.folders import relative_path, versions_folder
 from osft.versions.lineage import Lineage, chain_of
+from osft.versions.run_record import PACKAGE
 from osft.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -81,7 +85,7 @@ def register_version(
     connection: Connection,
     *,
     model_name: str,
-    version: str,
+    version: str | None,
     location: str,
     patience: Patience | None = None,
 ) -> Registration:
@@ -91,20 +95,21 @@ def register_version(
         workspace: where the version is.
         connection: the registry.
         model_name: folder name below ``models``, and name of the registered model.
-        version: such as ``v0003``.
+        version: such as ``v0003``; None takes the current one.
         location: where others find the workspace, of :func:`osft.registration.location.workspace_location`.
         patience: how long a registry that fails is tried again; None takes the default.
 
     Raises:
-        RegistryError: if the registry refuses, cannot be reached, or has this version from another run or place.
+        RegistryError: if the registry refuses, cannot be reached, has this version from another run or place, or has
+            the model or the version archived.
         MissingPathError: if there is no such version.
         WorkspaceError: if its lineage cannot be read.
     """
     chain = chain_of(workspace, model_name, version)
-    folder = versions_folder(workspace, model_name) / version
+    folder = versions_folder(workspace, model_name) / chain[-1].version
     record = _Record(
         lineage=chain[-1],
-        uri=uri_in(location, folder.relative_to(workspace.root).as_posix()),
+        uri=uri_in(location, relative_path(workspace, folder)),
         project=connection.project,
         properties=properties_of(chain),
     )
@@ -114,10 +119,14 @@ def register_version(
 async def _register(record: _Record, connection: Connection, patience: Patience) -> Registration:
     async with connect(connection, patience) as registry:
         model = await _ensure_model(registry, record.lineage)
+        if model.state == RegisteredModelState.ARCHIVED:
+            raise _archived(registry, f"the registered model '{model.name}'")
         version = await _ensure_version(registry, record, model.id)
         if _run_of(version) != record.lineage.run_id:
             other = await _find_artifact(registry, record.lineage.model_name, version.id)
             raise _taken(registry, record, run_id=_run_of(version), uri=other.uri if other else None)
+        if version.state == ModelVersionState.ARCHIVED:
+            raise _archived(registry, f"version {version.name} of '{model.name}'")
         artifact = await _ensure_artifact(registry, record, version.id)
         if artifact.uri != record.uri:
             raise _taken(registry, record, run_id=_run_of(version), uri=artifact.uri)
@@ -196,6 +205,13 @@ def _run_of(version: ModelVersion) -> str | None:
     """Return the run that a registered version is from; None if it does not say, as one that was made by hand."""
     value = (version.custom_properties or {}).get(RUN_PROPERTY)
     return getattr(value.actual_instance, "string_value", None) if value else None
+
+
+def _archived(registry: Registry, what: str) -> RegistryError:
+    return RegistryError(
+        f"model registry {registry.address}: {what} is archived. Restore it in the registry and register again, or "
+        "give the workspace's model another name (promote_model_name)."
+    )
 
 
 def _taken(registry: Registry, record: _Record, *, run_id: str | None, uri: str | None) -> RegistryError:

@@ -16,15 +16,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from aiohttp import ClientTimeout
+from aiohttp import ClientSession, ClientTimeout, TCPConnector
 from mr_openapi import ApiClient, Configuration, ModelRegistryServiceApi
 from mr_openapi.exceptions import ApiException, NotFoundException
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
 from tenacity.wait import wait_base
 
 from osft.errors import ConfigError, one_line
-from osft.registration.connection import Connection
+from osft.registration.connection import LOOPBACK, Connection
 from osft.registration.errors import NO_ANSWER, UNREADABLE, as_registry_error, may_pass
 
 logger = logging.getLogger(__name__)
@@ -39,17 +48,24 @@ GENERATED_FOR = "v1"
 NOBODY = "osft-is-there-an-api"
 JSON = "application/json"
 API_VERSIONS = (GENERATED_FOR, "v1alpha3")
-# Seconds: half a minute in all, in which a registry restarts.
-WAIT_BETWEEN_TRIES = wait_random_exponential(multiplier=0.5, max=20.0)
-# The answers are small: who is silent for longer is gone.
-TIMEOUT = ClientTimeout(total=60.0, sock_connect=10.0)
+# Seconds.
+WAIT_BETWEEN_TRIES = wait_random_exponential(multiplier=0.5, max=10.0)
+CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
     """How long a registry that fails, or is not there, is tried again."""
 
-    tries: int = 8
+    tries: int = 20
+    """Of one request, the first included."""
+
+    total_seconds: float = 60.0
+    """No try of a request begins later than this after its first: in a minute a registry restarts."""
+
+    answer_seconds: float = 30.0
+    """Longest try. The answers are small: who is silent for longer is gone."""
+
     wait: wait_base = WAIT_BETWEEN_TRIES
 
 
@@ -123,7 +139,7 @@ class Registry:
         """Return the outcome of ``work``, which is done again while its errors may pass."""
         retrying = AsyncRetrying(
             retry=retry_if_exception(may_pass),
-            stop=stop_after_attempt(self._patience.tries),
+            stop=stop_after_attempt(self._patience.tries) | stop_before_delay(self._patience.total_seconds),
             wait=self._patience.wait,
             before_sleep=self._say_why,
             reraise=True,
@@ -151,8 +167,9 @@ async def connect(connection: Connection, patience: Patience) -> AsyncIterator[R
     configuration = Configuration(
         host=connection.address, access_token=connection.token, ssl_ca_cert=str(authority) if authority else None
     )
+    configuration.proxy = _find_proxy(connection.address)
     try:
-        client = _Client(configuration)
+        client = _Client(configuration, patience)
     except OSError as error:
         raise ConfigError(f"{authority} holds no certificate in PEM ({one_line(error)}). Give another file.") from error
     try:
@@ -163,10 +180,28 @@ async def connect(connection: Connection, patience: Patience) -> AsyncIterator[R
         await client.close()
 
 
-class _Client(ApiClient):
-    """The generated client, for either version of the API and with a limit to every wait."""
+def _find_proxy(address: str) -> str | None:
+    """Return the proxy that the environment names for an address, None if it names none.
 
-    api_version = GENERATED_FOR
+    None for this machine, too: what is sent there is not encrypted, and is not meant to leave it.
+    """
+    split = urlsplit(address)
+    return None if split.hostname in LOOPBACK or proxy_bypass(split.netloc) else getproxies().get(split.scheme)
+
+
+class _Client(ApiClient):
+    """The generated client, for either version of the API, with a limit to every wait and without ``~/.netrc``."""
+
+    def __init__(self, configuration: Configuration, patience: Patience) -> None:
+        """Open no connection yet; an event loop must be running.
+
+        The client's own session takes proxies from the environment and logins from ``~/.netrc`` by one switch, and a
+        login for the registry's host makes it refuse the token.
+        """
+        super().__init__(configuration)
+        self.api_version = GENERATED_FOR
+        self.rest_client.pool_manager = ClientSession(connector=TCPConnector(ssl=self.rest_client.ssl_context))
+        self._timeout = ClientTimeout(total=patience.answer_seconds, sock_connect=CONNECT_SECONDS)
 
     def param_serialize(self, method: str, resource_path: str, *parts: Any, **named: Any) -> Any:
         """Ask in the registry's version of the API."""
@@ -174,5 +209,5 @@ class _Client(ApiClient):
         return super().param_serialize(method, path, *parts, **named)
 
     async def call_api(self, *parts: Any, _request_timeout: None = None, **named: Any) -> Any:
-        """Wait no longer than :data:`TIMEOUT`; the client's own limit is five minutes."""
-        return await super().call_api(*parts, _request_timeout=TIMEOUT, **named)
+        """Wait no longer than is said; the client's own limit is five minutes."""
+        return await super().call_api(*parts, _request_timeout=self._timeout, **named)

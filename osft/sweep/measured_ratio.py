@@ -47,6 +47,8 @@ def read_ratios(workspace: Workspace, runs: Sequence[RatioRun]) -> list[Measured
 def _read(workspace: Workspace, run: RatioRun) -> MeasuredRatio:
     found = read_run(workspace, run.run_id)
     if found.report is None or "train_seconds" not in found.metrics:
-        raise WorkspaceError(f"run '{run.run_id}' is not evaluated: {found.missing_step} is missing. Start a new sweep.")
+        raise WorkspaceError(
+            f"run '{run.run_id}' is not evaluated: {found.missing_step} is missing. Start a new sweep."
+        )
     folder = workspace.run_directory(run.run_id) / EVALUATION_STEP / MEASUREMENTS_OF_TUNED
     return MeasuredRatio(ratio=run.ratio, run=found, answers=Answers(report=found.report, folder=folder))

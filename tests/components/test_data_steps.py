@@ -59,7 +59,14 @@ def validate(
     """Do a run's steps up to the validation; return whether there are new rows, and the report."""
     base, rows = artifact(dsl.Artifact, workspace, f"base-{run_id}"), artifact(dsl.Dataset, workspace, f"rows-{run_id}")
     base_resolution.python_func(
-        run_id=run_id, model_base="promoted://ours", model_origin=ORIGIN, model_name="ours", base=base
+        run_id=run_id,
+        model_base="promoted://ours",
+        model_origin=ORIGIN,
+        model_name="ours",
+        registry_address="",
+        registry_location="",
+        registry_claim="my-claim",
+        base=base,
     )
     dataset_download.python_func(run_id=run_id, uri=uri, date=date, rows=rows)
     parameters = {

@@ -10,6 +10,7 @@ from kfp import dsl
 from components.base_resolution import base_resolution
 from components.model_promotion import model_promotion
 from components.workspace_pruning import workspace_pruning
+from osft.errors import ConfigError
 from osft.versions.base_model import BaseModel
 from osft.versions.journal import Journal
 from osft.workspace import Manifest, Workspace
@@ -40,11 +41,12 @@ def artifact(kind: type[dsl.Artifact], workspace: Workspace, name: str, manifest
     return one
 
 
-def run_steps(workspace: Workspace, run_id: str) -> dict[str, Any]:
+def run_steps(workspace: Workspace, run_id: str, *, address: str = "") -> dict[str, Any]:
     """Resolve, train, promote; return the artifacts and the model that the run started from."""
+    registry = {"registry_address": address, "registry_location": "", "registry_claim": "my-claim"}
     base = artifact(dsl.Artifact, workspace, f"{run_id}-base")
     outputs = base_resolution.python_func(
-        run_id=run_id, model_base=f"promoted://{MODEL}", model_origin=ORIGIN, model_name=MODEL, base=base
+        run_id=run_id, model_base=f"promoted://{MODEL}", model_origin=ORIGIN, model_name=MODEL, base=base, **registry
     )
     training, evaluation = finish_run(workspace, run_id, memory=True)
     promoted = artifact(dsl.Model, workspace, f"{run_id}-promoted")
@@ -70,6 +72,13 @@ def test_a_run_starts_from_what_the_run_before_it_has_promoted(workspace: Worksp
     assert second["promoted"].metadata == {"path": "models/ours/v0002", "run_id": "run-b"}
     assert Manifest.load(second["promoted"].path).path == "models/ours/v0002"
     assert Journal(workspace, MODEL).current() == "v0002"
+
+
+def test_a_registry_that_cannot_be_used_ends_the_run_at_its_beginning(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="model registry 'registry:8080' is not an address. Give https://HOST"):
+        run_steps(workspace, "run-a", address="registry:8080")
+
+    assert not (workspace.root / "runs").exists()
 
 
 def test_what_was_pruned_is_listed(workspace: Workspace) -> None:

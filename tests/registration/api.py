@@ -1,9 +1,11 @@
 """What a model registry keeps and answers: the part of its REST API that registering a version meets.
 
 It follows the server of kubeflow/model-registry: registered models and versions share one sequence of ids, names are
-unique where the server's database says so, bodies have the fields of the client's models and no others, whole numbers
-have 32 bits. A registry that serves ``v1`` serves ``v1alpha3`` too; one that does not answers as those before 2026:
-errors are plain texts, and a second artifact of one name is a failure (500) and not a conflict.
+unique where the server's database says so, bodies have the fields of the client's models and no others (an artifact's
+other fields are dropped: the server takes it apart by its type first, and not strictly), whole numbers have 32 bits. A
+registry that serves ``v1`` serves ``v1alpha3`` too; one that does not answers as those before 2026: errors are plain
+texts, and a second artifact of one name is a failure (500) and not a conflict. Those before March 2025 do not know
+where a model is from.
 """
 
 import re
@@ -33,6 +35,7 @@ class Api:
     """One registry's things, in the order that they were made."""
 
     serves: tuple[str, ...] = ("v1", "v1alpha3")
+    knows_sources: bool = True
     models: list[Thing] = field(default_factory=list)
     versions: list[Thing] = field(default_factory=list)
     artifacts: list[Thing] = field(default_factory=list)
@@ -86,7 +89,8 @@ class Api:
         raise LookupError(rest)
 
     def _create_artifact(self, version_id: str, body: Thing) -> Thing:
-        _check(body, type(Artifact.from_dict(body).actual_instance))
+        known = _fields(type(Artifact.from_dict(body).actual_instance))
+        body = {key: value for key, value in body.items() if key in known and self._knows(key)}
         if all(one["id"] != version_id for one in self.versions):
             raise Refusal(404, "no model version found: not found")
         if any((one["name"], one["versionId"]) == (body["name"], version_id) for one in self.artifacts):
@@ -94,6 +98,9 @@ class Api:
         made = self._keep(self.artifacts, body)
         made["versionId"] = version_id
         return {key: value for key, value in made.items() if key != "versionId"}
+
+    def _knows(self, field_name: str) -> bool:
+        return self.knows_sources or not field_name.startswith("modelSource")
 
     def _keep(self, things: list[Thing], body: Thing) -> Thing:
         contexts = len(self.models) + len(self.versions)
@@ -114,10 +121,13 @@ def _only(things: list[Thing], what: str) -> Thing:
 
 
 def _check(body: Thing, model: Any) -> None:
-    fields = {one.alias or name for name, one in model.model_fields.items()}
-    if unknown := sorted(body.keys() - fields):
+    if unknown := sorted(body.keys() - _fields(model)):
         raise Refusal(400, f'json: unknown field "{unknown[0]}"')
     for name, value in body.get("customProperties", {}).items():
         typed = MetadataValue.from_dict(value).actual_instance
         if int(getattr(typed, "int_value", 0)) not in INT32:
             raise Refusal(400, f"unable to convert {name}: value out of range: bad request")
+
+
+def _fields(model: Any) -> set[str]:
+    return {one.alias or name for name, one in model.model_fields.items()}

@@ -61,6 +61,15 @@ def test_settings_data_and_scores_keep_their_types() -> None:
     assert properties["passed"] is True
 
 
+def test_a_setting_that_was_given_as_a_whole_number_is_registered_like_any_other() -> None:
+    trained = version(1)
+    trained.parameters["training"].update(unfreeze_rank_ratio=1, num_epochs=2)
+
+    properties = properties_of([trained])
+
+    assert [type(properties[name]) for name in ("unfreeze_rank_ratio", "num_epochs")] == [float, int]
+
+
 @pytest.mark.parametrize("name", ["backward_transfer", "cumulative_forgetting", "seed", "data_revision"])
 def test_what_is_not_known_or_not_finite_is_left_out(name: str) -> None:
     properties = properties_of([version(1)])

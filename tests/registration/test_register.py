@@ -195,6 +195,38 @@ def test_a_version_that_was_registered_by_hand_is_not_taken_over(workspace: Work
         register(workspace, server)
 
 
+@pytest.mark.parametrize("version", ["v0002", "v0003"], ids=["registered", "new"])
+def test_nothing_is_registered_in_a_model_that_was_archived(
+    workspace: Workspace, server: RegistryServer, version: str
+) -> None:
+    register(workspace, server, "v0002")
+    server.api.models[0]["state"] = "ARCHIVED"
+
+    with pytest.raises(
+        RegistryError, match=r"the registered model 'demo' is archived. Restore it in the registry and "
+    ):
+        register(workspace, server, version)
+
+    assert server.writes == WRITES
+
+
+def test_a_version_that_was_archived_is_said_to_be(workspace: Workspace, server: RegistryServer) -> None:
+    register(workspace, server)
+    server.api.versions[0]["state"] = "ARCHIVED"
+    server.api.artifacts.clear()
+
+    with pytest.raises(RegistryError, match=r"version v0003 of 'demo' is archived. Restore it in the registry and reg"):
+        register(workspace, server)
+
+    assert server.writes == WRITES
+
+
+def test_without_a_version_the_current_one_is_registered(workspace: Workspace, server: RegistryServer) -> None:
+    registration = register(workspace, server, None)
+
+    assert registration.uri == "pvc://osft-workspace/models/demo/v0003"
+
+
 def test_a_version_that_is_not_promoted_is_not_registered(workspace: Workspace, server: RegistryServer) -> None:
     with pytest.raises(MissingPathError, match="model 'demo' has no version 'v0009'"):
         register(workspace, server, "v0009")

@@ -1,12 +1,15 @@
 """Requests to a registry: TLS is verified, what may pass is tried again, and a refusal is one line with the mend."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from tenacity import wait_none
 
 from osft.errors import ConfigError
 from osft.registration.errors import RegistryError
+from osft.registration.registry import Patience
 from osft.workspace import Workspace
 from tests.conftest import find_free_port
 from tests.kubeflow.api_server.tls import make_server_context
@@ -71,10 +74,54 @@ def test_a_registry_before_version_1_of_the_api_is_served_too(workspace: Workspa
     assert registration.link == f"{server.address}/api/model_registry/v1alpha3/model_versions/2"
 
 
+def test_a_registry_that_does_not_know_of_sources_is_served_too(workspace: Workspace) -> None:
+    with serving(Api(serves=("v1alpha3",), knows_sources=False)) as server:
+        first, second = register(workspace, server), register(workspace, server)
+
+    assert (second, server.writes) == (first, WRITES)
+    assert "modelSourceId" not in server.api.artifacts[0]
+
+
+def test_a_login_in_netrc_does_not_take_the_place_of_the_token(
+    workspace: Workspace, server: RegistryServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password hush\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    register(workspace, server)
+
+    assert set(server.tokens) == {f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("is_excepted", [False, True])
+def test_a_proxy_of_the_environment_is_used_unless_the_host_is_excepted(
+    workspace: Workspace, server: RegistryServer, monkeypatch: pytest.MonkeyPatch, *, is_excepted: bool
+) -> None:
+    monkeypatch.setenv("http_proxy", server.address)
+    monkeypatch.setenv("no_proxy", ".invalid" if is_excepted else "")
+    expected = pytest.raises(RegistryError, match="cannot be reached") if is_excepted else nullcontext()
+
+    with expected:
+        register(workspace, server, address="http://registry.invalid:8080")
+
+    assert server.writes == ([] if is_excepted else WRITES)
+
+
+def test_what_stays_on_this_machine_goes_through_no_proxy(
+    workspace: Workspace, server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{find_free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    register(workspace, server)
+
+    assert server.writes == WRITES
+
+
 def test_a_token_that_is_not_known_is_refused_at_once(
     workspace: Workspace, server: RegistryServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(RegistryError, match=r"401 Unauthorized. Give a token that it knows in MODEL_REG") as caught:
+    with pytest.raises(RegistryError, match=r"401 .*MODEL_REGISTRY_TOKEN. Without one .*NAMESPACE.svc") as caught:
         register(workspace, server, token="another-secret")
 
     assert (len(server.requests), caught.value.status) == (1, 401)
@@ -117,6 +164,16 @@ def test_a_registry_that_keeps_failing_is_given_up(workspace: Workspace, server:
         register(workspace, server)
 
     assert server.writes.count("model_versions") == 3
+
+
+def test_a_registry_that_stays_silent_is_given_up_in_time(workspace: Workspace, server: RegistryServer) -> None:
+    server.faults.append(Fault(code=0, path="/registered_model", times=99, hangs=True))
+    patience = Patience(tries=99, total_seconds=0.3, answer_seconds=0.1, wait=wait_none())
+
+    with pytest.raises(RegistryError, match=r"cannot be reached \(no answer in time\)"):
+        register(workspace, server, patience=patience)
+
+    assert len(server.requests) <= 4
 
 
 @pytest.mark.parametrize("path", WRITES)

@@ -51,7 +51,7 @@ def publish(root: Path, *, versions: int = 3, model_name: str = "demo") -> Works
 def register(
     workspace: Workspace,
     server: RegistryServer,
-    version: str = "v0003",
+    version: str | None = "v0003",
     *,
     location: str = LOCATION,
     patience: Patience = AT_ONCE,

@@ -148,7 +148,7 @@ def test_a_ratio_whose_run_has_no_training_is_named(workspace: Workspace) -> Non
     runs = sweep_of(workspace, TUNED)
     (workspace.run_directory(runs[0].run_id) / "training/manifest.json").unlink()
 
-    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.1' is not evaluated: osft-training is missing. Start a new sweep"):
+    with pytest.raises(WorkspaceError, match="run 'sweep-ratio-0.1' is not evaluated: osft-training is missing. Start"):
         choose_model(workspace, SWEEP, runs)
 
 
