@@ -1,16 +1,14 @@
 """Whether a run fits its GPUs, from the model's configuration alone, and what to change if it does not.
 
 The numbers come from :mod:`osft.planning.simulation`, of one of several processes from
-:mod:`osft.planning.spread_run`. Left out, and covered by :data:`RESERVED_GIB`: what CUDA, its libraries' work space and
-the gaps of PyTorch's allocator take. Liger's kernels take less than what is counted. Every weight is planned with its
-own leading directions protected at one ratio: what ``protect_inputs_of`` and adaptive ranks take beyond that is not in
-the numbers.
+:mod:`osft.planning.spread_run`. Liger's kernels take less than what is counted. Every weight is planned with its own
+leading directions protected at one ratio: what ``protect_inputs_of`` and adaptive ranks take beyond that is not in the
+numbers.
 """
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,92 +16,23 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 
-from osft.config import MAX_BETA_IN_BFLOAT16, TrainingConfig
+from osft.config import TrainingConfig
 from osft.errors import ConfigError, MissingPathError, TrainingError, one_line
 from osft.planning.decomposition_time import estimate_seconds
-from osft.planning.simulation import Simulation, Traffic, simulate
+from osft.planning.memory_plan import BYTES_PER_GIB, RESERVED_GIB, MemoryPlan
+from osft.planning.mending import find_mend
+from osft.planning.simulation import Simulation, simulate
 from osft.planning.spread_run import simulate_share
 from osft.processes.torchrun import count_local_processes
 from osft.training.model_files import read_dtypes
 
 logger = logging.getLogger(__name__)
 
-BYTES_PER_GIB = 1 << 30
-# The context of CUDA and its libraries takes 0.5 to 0.7, gaps in the allocator the rest. An estimate.
-RESERVED_GIB = 1.0
 # What nvidia-smi reports as total, which is less than the name says.
 CARDS_GIB = {
     "L4": 22.5, "A10G": 22.5, "L40S": 45.0, "A100-40": 40.0, "A100-80": 80.0, "H100": 79.6, "H200": 140.4,
 }  # fmt: skip
 NOT_READ = "not read"
-# Fewer tokens than this leave a GPU idle.
-MIN_USEFUL_TOKENS = 512
-# How many times as many GPUs are tried where a run does not fit.
-MORE_GPUS = (2, 4, 8)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryPlan:
-    """What one process of a run takes."""
-
-    on_gpu: bool
-    world_size: int
-    """Processes of the run, each with a GPU of its own if there are any."""
-
-    parts_gib: Mapping[str, float]
-    """Memory on the device by part, at the moment that takes most."""
-
-    peaks_gib: Mapping[str, float]
-    """The most that each phase takes."""
-
-    host_gib: float
-    """What lies in the host's memory besides, for each process; with ``remember`` at most."""
-
-    trained_values: int
-    """Values that AdamW moves."""
-
-    capacity_gib: float | None
-    """What the card has; ``None`` if none was named and none is at hand."""
-
-    memory_gib: float = 0.0
-    """What the subspace memory that the run leaves takes at most on disk; 0 if it leaves none."""
-
-    traffic: Traffic | None = None
-    """What each of several processes receives; ``None`` of one alone."""
-
-    decomposition_seconds: float | None = None
-    """About how long the decomposition takes on this machine; ``None`` if it was not asked for."""
-
-    mend: str = ""
-    """What to change where it does not fit."""
-
-    @property
-    def total_gib(self) -> float:
-        """The largest of :attr:`peaks_gib`."""
-        return max(self.peaks_gib.values())
-
-    @property
-    def peak_phase(self) -> str:
-        """The phase that takes most."""
-        return max(self.peaks_gib, key=lambda phase: self.peaks_gib[phase])
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the card holds it, :data:`RESERVED_GIB` put aside; ``None`` without a card."""
-        return None if self.capacity_gib is None else self.total_gib + RESERVED_GIB <= self.capacity_gib
-
-    @property
-    def verdict(self) -> str:
-        """The plan in a sentence."""
-        count = f"of {self.world_size} " if self.world_size > 1 else ""
-        kind = "GPU" if self.on_gpu else "CPU process"
-        needed = f"{self.total_gib:.1f} GiB on each {f'{count}{kind}s' if count else kind}"
-        if self.fits is None:
-            return f"Needs {needed}."
-        card = f"the card's {self.capacity_gib:.1f} GiB (of which {RESERVED_GIB:.1f} for CUDA itself)"
-        if self.fits:
-            return f"Fits: needs {needed}, within {card}."
-        return f"Needs {needed}, more than {card}. {self.mend}"
 
 
 def config_to_plan(
@@ -161,10 +90,15 @@ def plan_training(
         TrainingError: if the code of this family of models cannot run without values.
     """
     model_config = load_model_config(config.model_path)
+
+    def plan_anew(config: TrainingConfig, world_size: int) -> MemoryPlan:
+        simulation = _simulate(model_config, config, world_size, on_gpu=on_gpu)
+        return _as_plan(simulation, world_size, on_gpu=on_gpu, capacity_gib=capacity_gib)
+
     simulation = _simulate(model_config, config, world_size, on_gpu=on_gpu)
     plan = _as_plan(simulation, world_size, on_gpu=on_gpu, capacity_gib=capacity_gib)
     if plan.fits is False:
-        plan = replace(plan, mend=_find_mend(model_config, config, plan))
+        plan = replace(plan, mend=find_mend(config, plan, plan_anew))
     if with_time:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         seconds = estimate_seconds(simulation.decomposed, config.unfreeze_rank_ratio, device)
@@ -273,6 +207,10 @@ def _simulate(model_config: PretrainedConfig, config: TrainingConfig, world_size
 def _as_plan(simulation: Simulation, world_size: int, *, on_gpu: bool, capacity_gib: float | None) -> MemoryPlan:
     totals = {phase: sum(parts.values()) for phase, parts in simulation.peaks.items()}
     parts = simulation.peaks[max(totals, key=lambda phase: totals[phase])]
+    remembering = simulation.remembering
+    passes = None
+    if remembering and capacity_gib is not None:
+        passes = remembering.count_passes(int((capacity_gib - RESERVED_GIB) * BYTES_PER_GIB))
     return MemoryPlan(
         on_gpu=on_gpu,
         world_size=world_size,
@@ -281,53 +219,7 @@ def _as_plan(simulation: Simulation, world_size: int, *, on_gpu: bool, capacity_
         host_gib=simulation.host_bytes / BYTES_PER_GIB,
         trained_values=simulation.trained_values,
         capacity_gib=capacity_gib,
-        memory_gib=simulation.memory_bytes / BYTES_PER_GIB,
+        memory_gib=remembering.memory_bytes / BYTES_PER_GIB if remembering else 0.0,
+        memory_passes=passes,
         traffic=simulation.traffic,
     )
-
-
-def _find_mend(model_config: PretrainedConfig, config: TrainingConfig, plan: MemoryPlan) -> str:
-    """Say which change makes it fit, the one that costs least first, and how many GPUs would without a change."""
-
-    def plan_anew(config: TrainingConfig, world_size: int) -> MemoryPlan:
-        simulation = _simulate(model_config, config, world_size, on_gpu=plan.on_gpu)
-        return _as_plan(simulation, world_size, on_gpu=plan.on_gpu, capacity_gib=plan.capacity_gib)
-
-    mends = []
-    for changed in _smaller_runs(config):
-        smaller = plan_anew(changed, plan.world_size)
-        if smaller.fits:
-            mends.append(f"With {_describe_changes(config, changed)} it needs {smaller.total_gib:.1f} GiB.")
-            break
-    for factor in MORE_GPUS if config.parametrization == "linear" else ():
-        spread = plan_anew(config, factor * plan.world_size)
-        if spread.fits:
-            mends.append(f"On {spread.world_size} GPUs it needs {spread.total_gib:.1f} GiB on each.")
-            break
-    return " ".join(mends) or (
-        f"Neither save_memory=True, nor fewer tokens, nor a smaller ratio, nor {MORE_GPUS[-1]} times as many GPUs is "
-        "enough: take a larger card or a smaller model."
-    )
-
-
-def _smaller_runs(config: TrainingConfig) -> Iterator[TrainingConfig]:
-    may_save = config.parametrization == "linear" and max(config.beta1, config.beta2) <= MAX_BETA_IN_BFLOAT16
-    if may_save and not config.save_memory:
-        config = replace(config, save_memory=True)
-        yield config
-    for _ in range(2):
-        tokens = config.max_tokens_per_gpu // 2
-        if tokens >= max(MIN_USEFUL_TOKENS, config.block_size or 0):
-            # A row must fit one micro-batch.
-            config = replace(config, max_tokens_per_gpu=tokens, max_seq_len=min(tokens, config.max_seq_len))
-            yield config
-    yield replace(config, unfreeze_rank_ratio=config.unfreeze_rank_ratio / 2)
-    if config.remember:
-        # Last: the next run of the chain then writes over what this one learns.
-        yield replace(config, remember=False, calibration=None)
-
-
-def _describe_changes(config: TrainingConfig, changed: TrainingConfig) -> str:
-    names = ("save_memory", "max_tokens_per_gpu", "max_seq_len", "unfreeze_rank_ratio", "remember")
-    new = {name: getattr(changed, name) for name in names if getattr(changed, name) != getattr(config, name)}
-    return ", ".join(f"{name}={value}" for name, value in new.items())

@@ -78,8 +78,8 @@ class Simulation:
     """What lies in the host's memory besides: with ``save_memory`` on a GPU; of several processes, its own
     decompositions before they are handed out; with ``remember`` at most as much as memories can have."""
 
-    memory_bytes: int
-    """What the memory takes at most that the run leaves; 0 if it leaves none."""
+    remembering: Remembering | None
+    """How the memory is measured that the run leaves; ``None`` if it leaves none."""
 
     trained_values: int
     """Values that AdamW moves."""
@@ -108,7 +108,7 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
     with AssumedValues(), tracker:
         with tracker.phase(LOADING, WEIGHTS), torch.device("meta"):
             model = make_model(model_config, on_gpu=on_gpu)
-        remembering = plan_to_remember(model, config)
+        remembering = plan_to_remember(model, config, on_gpu=on_gpu)
         with tracker.phase(DECOMPOSITION, TEMPORARIES):
             _attach(model, config, decomposed, on_gpu=on_gpu)
         _assign_parts(model, tracker)
@@ -134,7 +134,7 @@ def simulate(model_config: PretrainedConfig, config: TrainingConfig, *, on_gpu: 
     return Simulation(
         peaks=tracker.peaks,
         host_bytes=offloaded_bytes + (remembering.host_bytes if remembering else 0),
-        memory_bytes=remembering.memory_bytes if remembering else 0,
+        remembering=remembering,
         trained_values=sum(parameter.numel() for parameter in masters.parameters),
         decomposed=tuple(decomposed),
     )
@@ -150,11 +150,14 @@ def make_model(model_config: PretrainedConfig, *, on_gpu: bool) -> PreTrainedMod
     return model.train()
 
 
-def plan_to_remember(model: PreTrainedModel, config: TrainingConfig, world_size: int = 1) -> Remembering | None:
+def plan_to_remember(
+    model: PreTrainedModel, config: TrainingConfig, world_size: int = 1, *, on_gpu: bool
+) -> Remembering | None:
     """Return how the memory will be measured, before anything is attached; ``None`` if the run leaves none."""
     if not config.remember:
         return None
-    return Remembering(model, input_places(model, find_targets(model, config.target_patterns)), config, world_size)
+    places = input_places(model, find_targets(model, config.target_patterns))
+    return Remembering(model, places, config, world_size, on_gpu=on_gpu)
 
 
 def _attach(model: PreTrainedModel, config: TrainingConfig, decomposed: list[tuple[int, int]], *, on_gpu: bool) -> None:

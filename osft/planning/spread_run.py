@@ -85,7 +85,7 @@ class _SpreadRun:
         self.on_gpu = on_gpu
         self.low = model.dtype if model.dtype != torch.float32 else None
         self.targets = find_targets(model, config.target_patterns)
-        self.remembering = plan_to_remember(model, config, world_size)
+        self.remembering = plan_to_remember(model, config, world_size, on_gpu=on_gpu)
         self.own_decompositions: dict[str, ProtectedSubspace] = {}
         self.decomposed: list[tuple[int, int]] = []
         self.host_bytes = 0
@@ -128,7 +128,7 @@ class _SpreadRun:
         return Simulation(
             peaks=tracker.peaks,
             host_bytes=self.host_bytes,
-            memory_bytes=self.remembering.memory_bytes if self.remembering else 0,
+            remembering=self.remembering,
             trained_values=self.trained_values,
             decomposed=tuple(self.decomposed),
             traffic=self._count_traffic(groups),

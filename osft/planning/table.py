@@ -5,7 +5,7 @@ from functools import partial
 from rich.console import Group
 from rich.table import Table
 
-from osft.planning.plan import BYTES_PER_GIB, MemoryPlan
+from osft.planning.memory_plan import BYTES_PER_GIB, MemoryPlan
 from osft.planning.simulation import COVARIANCES, GATHERED, PARTS, Traffic
 
 
@@ -45,10 +45,16 @@ def _lines(plan: MemoryPlan) -> list[str]:
         each = " of each process" if plan.world_size > 1 else ""
         lines.append(f"The decomposition{each} takes about {plan.decomposition_seconds:,.0f} s on this machine.")
     if plan.memory_gib:
-        lines.append(f"The memory that it leaves takes at most {plan.memory_gib:.2f} GiB on disk.")
+        lines.append(f"The memory that it leaves takes at most {plan.memory_gib:.2f} GiB on disk{_passes(plan)}.")
     if plan.traffic is not None:
         lines.append(_describe_traffic(plan.traffic))
     return lines
+
+
+def _passes(plan: MemoryPlan) -> str:
+    if plan.memory_passes is None:
+        return ""
+    return f" and is measured in {plan.memory_passes} {'pass' if plan.memory_passes == 1 else 'passes'} over the data"
 
 
 def _describe_traffic(traffic: Traffic) -> str:

@@ -46,6 +46,11 @@ class AllocationTracker(TorchDispatchMode):
         yield
         self._phase, self._part = outer
 
+    @property
+    def live_bytes(self) -> int:
+        """What is there now, of all parts."""
+        return self._bytes_by_part.total()
+
     def assign(self, part: str, tensors: Iterable[Tensor]) -> None:
         """Count ``tensors`` as ``part`` from now on."""
         for tensor in tensors:

@@ -1,10 +1,15 @@
 """A small model of which every part of a plan can be seen, as a configuration and as a folder with weights."""
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import LlamaConfig
+
+from osft.planning.memory_plan import MemoryPlan
+from osft.planning.table import render_plan
 
 
 @pytest.fixture
@@ -21,3 +26,9 @@ def make_model_config(**changes: int) -> LlamaConfig:
         "intermediate_size": 768, "vocab_size": 2000,
     }  # fmt: skip
     return LlamaConfig(**shape | changes, tie_word_embeddings=False, dtype=torch.bfloat16)
+
+
+def printed(plan: MemoryPlan) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(render_plan(plan))
+    return console.export_text()

@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from osft.config import TrainingConfig
-from osft.planning.plan import BYTES_PER_GIB, plan_training
+from osft.planning.memory_plan import BYTES_PER_GIB
+from osft.planning.plan import plan_training
 from osft.planning.simulation import REMEMBERING
 from osft.training.loop import train
 from tests.conftest import join_run, run_together

@@ -1,34 +1,23 @@
-"""The plan of a run: what it counts, whether it fits, and what it says where it does not."""
+"""The plan of a run: what it counts, and whether it fits."""
 
 import json
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from osft.config import TrainingConfig
 from osft.errors import ConfigError, MissingPathError
 from osft.planning import plan as planning
-from osft.planning.plan import (
-    BYTES_PER_GIB,
-    RESERVED_GIB,
-    MemoryPlan,
-    config_to_plan,
-    plan_training,
-    read_gpu_memory,
-    require_memory,
-)
-from osft.planning.simulation import COVARIANCES, GATHERED, GRADIENTS, MERGED, MOMENTS, REMEMBERING, TRAINED, WEIGHTS
-from osft.planning.table import render_plan
+from osft.planning.memory_plan import BYTES_PER_GIB, RESERVED_GIB
+from osft.planning.plan import config_to_plan, plan_training, read_gpu_memory, require_memory
+from osft.planning.simulation import GATHERED, MERGED, MOMENTS, TRAINED, WEIGHTS
 from osft.subspace.attach import attach
 from osft.subspace.decomposition import protect_leading_directions
-from osft.subspace.memory.measuring import ROUND_BYTES
 from osft.subspace.targets import find_targets
-from tests.planning.conftest import make_model_config
+from tests.planning.conftest import printed
 
 
 def make_config(model_folder: Path, **options: object) -> TrainingConfig:
@@ -103,47 +92,15 @@ def test_a_config_file_is_as_good_as_its_folder(model_folder: Path) -> None:
     assert plan_training(make_config(model_folder / "config.json"), on_gpu=True) == of_folder
 
 
-def test_a_plan_that_does_not_fit_names_the_first_change_that_helps(model_folder: Path) -> None:
-    config = make_config(model_folder)
-    needed = plan_training(config, on_gpu=True).total_gib
-    needed_when_saving = plan_training(replace(config, save_memory=True), on_gpu=True).total_gib
-    between = (needed + needed_when_saving) / 2
-
-    plan = plan_training(config, on_gpu=True, capacity_gib=between + RESERVED_GIB)
-
-    assert plan.fits is False
-    assert "With save_memory=True it needs" in plan.verdict
-
-
-def test_fewer_tokens_are_the_mend_where_saving_is_not_enough(model_folder: Path) -> None:
-    config = make_config(model_folder, save_memory=True, max_tokens_per_gpu=4096)
-    needed = plan_training(replace(config, max_tokens_per_gpu=2048, max_seq_len=2048), on_gpu=True).total_gib
-
-    plan = plan_training(config, on_gpu=True, capacity_gib=1.001 * needed + RESERVED_GIB)
-
-    assert "With max_tokens_per_gpu=2048, max_seq_len=2048 it needs" in plan.mend
-
-
-def test_more_gpus_are_a_mend_where_they_help(model_folder: Path) -> None:
-    config = make_config(model_folder, save_memory=True)
-    needed = plan_training(config, on_gpu=True, world_size=4).total_gib
-
-    plan = plan_training(config, on_gpu=True, world_size=2, capacity_gib=1.001 * needed + RESERVED_GIB)
-
-    assert f"On 4 GPUs it needs {needed:.1f} GiB on each." in plan.verdict
-
-
-def test_a_plan_that_nothing_mends_says_so(model_folder: Path) -> None:
-    plan = plan_training(make_config(model_folder), on_gpu=True, capacity_gib=RESERVED_GIB)
-
-    assert "nor 8 times as many GPUs is enough: take a larger card or a smaller model" in plan.verdict
-
-
 def test_a_run_that_cannot_fit_is_refused_with_the_numbers(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: RESERVED_GIB)
+    config = make_config(model_folder)
+    card_gib = 0.9 * plan_training(config, on_gpu=True).total_gib + RESERVED_GIB
+    monkeypatch.setattr(planning, "memory_at_hand_gib", lambda _: card_gib)
 
-    with pytest.raises(ConfigError, match=r"does not fit. Needs \d+\.\d GiB on each GPU, more than the card's 1\.0"):
-        require_memory(make_config(model_folder))
+    with pytest.raises(
+        ConfigError, match=rf"does not fit. Needs \d+\.\d GiB on each GPU, more than the card's {card_gib:.1f}"
+    ):
+        require_memory(config)
 
 
 def test_a_run_that_fits_is_not_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +131,6 @@ def test_a_micro_batch_is_planned_no_larger_than_the_effective_batch(
 
     # One row of 64 tokens a step: there is nothing that could fill more.
     require_memory(replace(config, max_tokens_per_gpu=65536))
-
-
-def test_a_mend_never_cuts_below_a_block_of_documents(model_folder: Path) -> None:
-    config = make_config(model_folder, is_pretraining=True, block_size=1024, save_memory=True)
-
-    plan = plan_training(config, on_gpu=True, capacity_gib=RESERVED_GIB)
-
-    assert "take a larger card or a smaller model" in plan.verdict
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
@@ -249,64 +198,3 @@ def test_the_table_of_several_gpus_says_what_each_gathers_and_receives(model_fol
     sentences = ("Memory of each of 4 GPUs", "on each of 4 GPUs, within", "Each receives 0.0 GiB of weights and")
     for expected in (GATHERED, "in the host's memory", *sentences):
         assert expected in text
-
-
-def test_a_run_that_remembers_counts_the_covariances_and_the_memory_that_it_leaves(model_folder: Path) -> None:
-    small = {"unfreeze_rank_ratio": 0.05, "max_tokens_per_gpu": 16}
-    without = plan_training(make_config(model_folder, **small), on_gpu=True)
-    plan = plan_training(make_config(model_folder, **small, remember=True), on_gpu=True)
-
-    # Of every block: one of queries, keys and values, one behind the attention, one of gate and up, and that of down.
-    inputs = 4 * [256, 256, 256, 768]
-    assert plan.peak_phase == REMEMBERING
-    assert plan.parts_gib[COVARIANCES] * BYTES_PER_GIB == 4 * sum(size**2 for size in inputs)
-    assert plan.parts_gib.keys().isdisjoint({MOMENTS, GRADIENTS})
-    # All directions in bfloat16 and an eigenvalue of each.
-    assert plan.memory_gib * BYTES_PER_GIB == sum(2 * size**2 + 4 * size for size in inputs)
-    assert plan.host_gib == without.host_gib + 2 * plan.memory_gib
-    assert {phase: size for phase, size in plan.peaks_gib.items() if phase != REMEMBERING} == without.peaks_gib
-
-
-def test_of_several_processes_each_remembers_its_share_of_the_groups(model_folder: Path) -> None:
-    small = {"unfreeze_rank_ratio": 0.05, "max_tokens_per_gpu": 16, "remember": True}
-    alone = plan_training(make_config(model_folder, **small), on_gpu=True)
-    spread = plan_training(make_config(model_folder, **small), on_gpu=True, world_size=4)
-
-    assert spread.parts_gib[COVARIANCES] == alone.parts_gib[COVARIANCES] / 4
-    assert spread.memory_gib == alone.memory_gib
-
-
-def test_a_plan_holds_no_more_covariances_than_a_round_and_no_more_memory_than_its_limit(tmp_path: Path) -> None:
-    make_model_config(hidden_size=4096, intermediate_size=14336, num_hidden_layers=10).save_pretrained(tmp_path)
-
-    plan = plan_training(make_config(tmp_path, unfreeze_rank_ratio=0.05, remember=True), on_gpu=True)
-
-    assert 0.9 * ROUND_BYTES < plan.parts_gib[COVARIANCES] * BYTES_PER_GIB <= ROUND_BYTES
-    assert plan.memory_gib * BYTES_PER_GIB == 2e9
-
-
-def test_a_run_that_fits_but_for_its_memory_is_told_so(model_folder: Path) -> None:
-    config = make_config(model_folder, unfreeze_rank_ratio=0.05, max_tokens_per_gpu=16, remember=True)
-    without = plan_training(replace(config, remember=False), on_gpu=True).total_gib
-
-    plan = plan_training(config, on_gpu=True, capacity_gib=without + RESERVED_GIB)
-
-    assert "remember=False it needs 0.0 GiB." in plan.verdict
-
-
-def test_the_table_shows_the_covariances_and_the_size_of_a_memory(model_folder: Path) -> None:
-    config = make_config(model_folder, unfreeze_rank_ratio=0.05, max_tokens_per_gpu=16)
-
-    remembering, forgetting = (
-        printed(plan_training(replace(config, remember=remember), on_gpu=True)) for remember in (True, False)
-    )
-
-    for expected in (f"at its peak: {REMEMBERING}", COVARIANCES, "The memory that it leaves takes at most 0.01 GiB"):
-        assert expected in remembering
-        assert expected not in forgetting
-
-
-def printed(plan: MemoryPlan) -> str:
-    console = Console(width=200, record=True, file=StringIO())
-    console.print(render_plan(plan))
-    return console.export_text()

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from osft.config import TrainingConfig
-from osft.planning.plan import BYTES_PER_GIB, MemoryPlan, config_to_plan, load_model_config, plan_training
+from osft.planning.memory_plan import BYTES_PER_GIB, MemoryPlan
+from osft.planning.plan import config_to_plan, load_model_config, plan_training
 from osft.planning.simulation import BASES, GATHERED, GRADIENTS, MERGED, MOMENTS, TRAINED, WEIGHTS
 from osft.subspace.attach import attach, trained_weights
 from osft.subspace.decomposition import protect_leading_directions

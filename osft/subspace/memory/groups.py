@@ -2,7 +2,8 @@
 
 Queries, keys and values are multiplied with one input, gates and their counterparts with another: one covariance
 serves all of them. No name says so for every family. In a forward pass the same tensor comes to each of them: the same
-values in the same memory, and not written to in between.
+place in the same storage, and not written to in between. Tensors without values have storages too, so a plan finds the
+same groups.
 """
 
 import weakref
@@ -27,7 +28,7 @@ def find_groups(model: PreTrainedModel, places: Mapping[str, InputPlace], batch:
     Args:
         model: base or trained; one that is spread over processes runs where its weights are whole.
         places: by the names of the weights.
-        batch: ``[samples, tokens]``, without padding.
+        batch: ``[samples, tokens]``, without padding; on the device "meta" for a model that is there.
 
     Returns:
         Groups that have every weight once, in the order of the model. Weights that ``batch`` does not reach, such as
@@ -55,15 +56,16 @@ def _note(
 
 
 class _SeenInputs:
-    """Numbers the inputs of a forward pass, the same for the same values in the same memory."""
+    """Numbers the inputs of a forward pass, the same for the same place in the same storage."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._alive: dict[tuple[int, ...], tuple[weakref.ref[Tensor], int]] = {}
+        self._alive: dict[tuple[Any, ...], tuple[weakref.ref[Tensor], int]] = {}
 
     def number_of(self, inputs: Tensor) -> int:
         """Return the number of an input; a view of an earlier one has the same."""
-        key = (inputs.data_ptr(), inputs.numel(), inputs.shape[-1], inputs._version)
+        storage = inputs.untyped_storage()._cdata
+        key = (storage, inputs.storage_offset(), inputs.numel(), inputs.shape[-1], inputs._version)
         earlier, number = self._alive.get(key, (None, 0))
         # The memory of one that is gone may be another's now.
         if earlier is None or earlier() is None:

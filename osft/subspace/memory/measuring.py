@@ -1,9 +1,10 @@
 """The covariances of a model's inputs, one for each group of weights that share them, in little memory at a time.
 
 All covariances of an 8-billion-parameter model take 33 GB in float32. They are measured in rounds, each of which is one
-forward pass over the text: on a CPU of :data:`ROUND_BYTES` for each process, on a GPU of what is free there, so that
-such a model on one GPU of 80 GB needs one pass. In a run of several processes each sums up its share of the groups; the
-forward passes all take together.
+forward pass over the text: on a CPU of :data:`ROUND_BYTES` for each process, on a GPU of what is free there. Such a
+model on one GPU of 80 GB needs one pass beside the base's weights, and after a training at ratio 0.25 two, or with
+``save_memory`` one. A GPU that is nearly full takes more of them, with as little as the largest covariance in each. In
+a run of several processes each sums up its share of the groups; the forward passes all take together.
 """
 
 from collections import Counter
@@ -20,14 +21,15 @@ from osft.data.samples import Sample, token_lengths
 from osft.subspace.inputs import InputPlace, covariances_at, equal_length_batches
 from osft.subspace.memory.groups import Group, find_groups
 
-# Beside a model that has just been trained; the largest covariance of the usual 8-billion-parameter models has 0.8 GB.
-# What a plan counts on; a GPU that has more room gives more.
+# On a CPU, beside a model that has just been trained; the largest covariance of the usual 8-billion-parameter models
+# has 0.8 GB.
 ROUND_BYTES = 8 * 10**9
 BYTES_PER_VALUE = 4
 # Of what a GPU has free; the rest is for the activations of the pass and the gaps of the allocator.
 ROUND_SHARE = 0.8
-# Matrices as large as a covariance, in float64, that its decomposition holds beside it: itself, the memory so far while
-# it is put together again, or the eigenvectors with their work space.
+# Matrices as large as a covariance, in float64, that its decomposition holds beside it: itself, and the memory so far
+# while it is put together again, or the eigenvectors and the work space of LAPACK's and cuSOLVER's syevd, which is
+# twice as much.
 DECOMPOSITION_MATRICES = 5
 BYTES_PER_EXACT_VALUE = 8
 
@@ -109,14 +111,14 @@ def rounds(inputs: Sequence[int], owners: Sequence[int], round_bytes: int) -> li
 
 
 def round_bytes_within(free_bytes: int, largest_inputs: int) -> int:
-    """Return what the covariances of one process may take in a round on a GPU, at least :data:`ROUND_BYTES`.
+    """Return what the covariances of one process may take in a round on a GPU, at least the largest one.
 
     Args:
         free_bytes: what the GPU has free.
         largest_inputs: size of the largest input; its covariance is decomposed beside those of the whole round.
     """
     decomposition_bytes = DECOMPOSITION_MATRICES * largest_inputs**2 * BYTES_PER_EXACT_VALUE
-    return max(ROUND_BYTES, int(ROUND_SHARE * free_bytes) - decomposition_bytes)
+    return max(largest_inputs**2 * BYTES_PER_VALUE, int(ROUND_SHARE * free_bytes) - decomposition_bytes)
 
 
 def _round_bytes(largest_inputs: int, device: torch.device) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -15,9 +16,10 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from osft.planning.tracking import AssumedValues
 from osft.subspace.attach import attach
 from osft.subspace.decomposition import protect_leading_directions
-from osft.subspace.inputs import input_places
+from osft.subspace.inputs import InputPlace, input_places
 from osft.subspace.memory.groups import Group, find_groups
 from osft.subspace.targets import find_targets
 
@@ -77,9 +79,7 @@ def test_weights_that_no_token_reaches_are_groups_of_their_own(model: PreTrained
     # A module that the forward pass does not call.
     model.model.layers[0].mlp.unused = torch.nn.Linear(32, 4)
     name = "model.layers.0.mlp.unused"
-    places = {"one": next(iter(places.values())), name: type(places["model.layers.0.mlp.up_proj"])(
-        modules=(name,), inputs=32
-    )}  # fmt: skip
+    places = {"one": next(iter(places.values())), name: InputPlace(modules=(name,), inputs=32)}
 
     assert find_groups(model, places, BATCH) == (("one",), (name,))
 
@@ -92,6 +92,35 @@ def test_a_trained_model_has_the_groups_of_its_base(model: PreTrainedModel) -> N
     attach(model, targets, lambda name, weight: protect_leading_directions(weight, 0.25))
 
     assert find_groups(model, places, BATCH) == before
+
+
+def test_tensors_without_values_have_the_groups_of_real_ones(model: PreTrainedModel) -> None:
+    with torch.device("meta"), AssumedValues():
+        without_values = AutoModelForCausalLM.from_config(model.config)
+        groups = find_groups(without_values, input_places(without_values, find_targets(without_values)), BATCH)
+
+    assert groups == groups_of(model)
+
+
+def test_halves_of_one_tensor_are_inputs_of_their_own(model: PreTrainedModel) -> None:
+    model.model.layers[0].mlp = Halves(32)
+    names = [f"model.layers.0.mlp.{half}" for half in ("first", "second", "first_again")]
+
+    groups = find_groups(model, {name: InputPlace(modules=(name,), inputs=16) for name in names}, BATCH)
+
+    assert short(groups) == [["first", "first_again"], ["second"]]
+
+
+class Halves(nn.Module):
+    """Multiplies the halves of a tensor that lies half by half in memory."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.first, self.second, self.first_again = (nn.Linear(size // 2, size) for _ in range(3))
+
+    def forward(self, states: Tensor) -> Tensor:
+        first, second = torch.stack(states.chunk(2, dim=-1))
+        return self.first(first) + self.second(second) + self.first_again(first)
 
 
 def test_looking_leaves_mode_and_hooks_of_the_model_as_they_were(model: PreTrainedModel) -> None:

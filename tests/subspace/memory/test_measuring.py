@@ -14,7 +14,6 @@ from osft.data.samples import Sample
 from osft.subspace.inputs import covariances_at, equal_length_batches, input_places
 from osft.subspace.memory.measuring import (
     BYTES_PER_VALUE,
-    ROUND_BYTES,
     group_owners,
     measure_groups,
     round_bytes_within,
@@ -71,12 +70,17 @@ def test_an_8b_on_a_gpu_of_80_gb_is_measured_in_one_pass_and_on_one_that_is_near
     inputs = [4096, 4096, 4096, 14336] * 32
     owners = group_owners(inputs, 1)
 
-    # What is left beside the weights alone, and where as much is free as a round takes at least.
-    beside_weights, nearly_full = (round_bytes_within(free, 14336) for free in (64 * 10**9, 18 * 10**9))
+    # What is left beside the weights alone, after a training without save_memory, and beside little else.
+    beside_weights, trained, nearly_full = (
+        len(rounds(inputs, owners, round_bytes_within(free, 14336))) for free in (64 * 10**9, 46 * 10**9, 18 * 10**9)
+    )
 
-    assert len(rounds(inputs, owners, beside_weights)) == 1
-    assert nearly_full == ROUND_BYTES
-    assert len(rounds(inputs, owners, nearly_full)) == 5
+    assert (beside_weights, trained, nearly_full) == (1, 2, 6)
+
+
+@pytest.mark.parametrize("free_bytes", [0, 2 * 10**9])
+def test_a_gpu_that_is_full_is_asked_for_no_more_than_the_largest_covariance(free_bytes: int) -> None:
+    assert round_bytes_within(free_bytes, 14336) == 14336**2 * BYTES_PER_VALUE
 
 
 def test_what_a_round_leaves_free_is_enough_to_decompose_its_largest_covariance() -> None:
