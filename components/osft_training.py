@@ -34,7 +34,7 @@ def osft_training(
 
     Args:
         run_id: id of the pipeline run.
-        calibration: text of what the base must keep, where a memory begins; empty: texts that the base samples itself.
+        calibration: text of what the base must keep, where a memory begins; empty: its weights' directions.
         unfreeze_rank_ratio: share of each weight's singular directions that may move, 0 to 1.
         learning_rate: peak learning rate.
         num_epochs: passes over the data.

@@ -187,7 +187,8 @@ def train(
         str | None, typer.Option(help="Text (JSONL) that the base must keep, where --remember begins a memory.")
     ] = None,
     base_memory: Annotated[
-        str | None, typer.Option(help="Without it: the base's own samples, or its weights. [default: samples]")
+        str | None,
+        typer.Option(help="Without it: the base's weights, or samples that it writes. [default: weights]"),
     ] = None,
     rank_allocation: Annotated[
         str | None, typer.Option(help="The same ratio for all layers, or by importance: uniform or adaptive.")

@@ -19,7 +19,7 @@ FLAGS = (
 MAX_BETA_IN_BFLOAT16 = 0.99
 PARAMETRIZATIONS = ("linear", "factored")
 RANK_ALLOCATIONS = ("uniform", "adaptive")
-BASE_MEMORIES = ("samples", "weights")
+BASE_MEMORIES = ("weights", "samples")
 RESUME_CHOICES = ("auto", "never", "must")
 # The seeds of numpy's and PyTorch's generators and torchrun's ids all take this much.
 MAX_WHOLE_NUMBER = 2**32 - 1
@@ -97,9 +97,9 @@ class TrainingConfig:
     """Text, as JSONL of messages, documents or token ids, that stands for what the base model must keep: where
     :attr:`remember` begins a memory."""
 
-    base_memory: str = "samples"
-    """Where :attr:`remember` begins a memory without :attr:`calibration`: ``samples``, from texts that the base model
-    samples itself, or ``weights``: the base is not in the memory, and its weights' directions are protected."""
+    base_memory: str = "weights"
+    """Where :attr:`remember` begins a memory without :attr:`calibration`: ``weights``: the base is not in the memory,
+    its weights' directions are protected in the room that is left; or ``samples``: from texts that it writes itself."""
 
     train_other_parameters: bool = False
     """Train embeddings, norms, biases and head as well. They are not protected, so much is forgotten through them."""
@@ -269,8 +269,8 @@ class TrainingConfig:
             )
         if self.calibration is not None and not self.remember:
             raise ConfigError("calibration is for remember=True. Give protect_inputs_of, or remember=True.")
-        if self.calibration is not None and self.base_memory == "weights":
-            raise ConfigError("calibration and base_memory='weights' exclude each other. Leave one of them out.")
+        if self.calibration is not None and self.base_memory == "samples":
+            raise ConfigError("calibration and base_memory='samples' exclude each other. Leave one of them out.")
 
     def _check_nodes(self) -> None:
         if self.nnodes > 1 and self.rdzv_endpoint is None:

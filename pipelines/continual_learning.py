@@ -102,7 +102,7 @@ def continual_learning(
         data_s3_secret: Secret with the AWS_* keys of an S3 connection. Optional.
         model_base: Model to start from: a Hugging Face id, pvc://path, /path, or promoted://name, its current version.
         model_origin: What promoted:// stands for while nothing is promoted.
-        model_calibration: Text (JSONL on the volume) of what the origin must keep. Empty: texts that it samples itself.
+        model_calibration: Text (JSONL on the volume) of what the origin must keep. Empty: its weights' directions.
         model_hub_secret: Secret with HF_TOKEN, for gated models and data sets. Optional.
         train_unfreeze_rank_ratio: Share of each weight's singular directions that may move, 0 to 1.
         train_learning_rate: Peak learning rate of AdamW.

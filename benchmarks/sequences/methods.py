@@ -136,6 +136,6 @@ def training_config(
         remember=method.remembers,
         subspace_memory=None if earlier is None else str(earlier),
         calibration=str(calibration) if method.base == "calibration" and earlier is None else None,
-        base_memory="weights" if method.base == "weights" else "samples",
+        base_memory="samples" if method.base == "samples" else "weights",
         seed=seed,
     )

@@ -115,11 +115,11 @@ def test_what_a_memory_is_made_from_counts_by_its_bytes_and_not_by_its_place(cal
 
 
 def test_to_remember_is_a_difference_and_so_is_what_the_memory_begins_with(call: Call) -> None:
-    plain, samples = identity(call), identity(call, remember=True)
+    plain, weights = identity(call), identity(call, remember=True)
 
-    assert "remember was None, is True" in differences(plain, samples)
-    assert differences(samples, identity(call, remember=True, base_memory="weights")) == [
-        "base_memory was 'samples', is 'weights'"
+    assert "remember was None, is True" in differences(plain, weights)
+    assert differences(weights, identity(call, remember=True, base_memory="samples")) == [
+        "base_memory was 'weights', is 'samples'"
     ]
 
 

@@ -94,8 +94,8 @@ def test_the_prediction_is_within_a_tenth_of_the_measured_peak(
 
 
 def remembering(run: TrainingConfig) -> TrainingConfig:
-    """Return ``run`` as one that leaves a memory; of its base model, which has no tokenizer, it measures nothing."""
-    return replace(run, remember=True, base_memory="weights")
+    """Return ``run`` as one that leaves a memory."""
+    return replace(run, remember=True)
 
 
 def test_measuring_the_memory_is_the_peak_of_a_small_update_and_within_a_tenth_of_the_measured_one(

@@ -1,8 +1,9 @@
 """A run as a link of a chain: the memory that it protects, and the one that it leaves.
 
-The first link has no memory to begin with. With ``remember`` it makes one of what its base model must keep, from a
-text that stands for that or from texts that the model samples itself, and protects that. After the training every link
-adds the covariances of its own data, as the trained model sees them: one pass over a sample of the data.
+The first link has no memory to begin with. Given a text that stands for what its base model must keep, or told to have
+the model sample some, it makes a memory of that and protects it; otherwise the weights' own directions are protected,
+as in the paper. After the training every link adds the covariances of its own data, as the trained model sees them:
+one pass over a sample of the data.
 
 In several processes each measures and decomposes its share of the groups; then all have all of them, in the host's
 memory. Only the first process reads and writes files.

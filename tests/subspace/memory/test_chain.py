@@ -52,7 +52,7 @@ def train(tiny_model: Path, rows: Path, tmp_path: Path) -> Callable[..., Trainin
                 "model_path": tiny_model, "data_path": rows, "ckpt_output_dir": tmp_path / folder,
                 "use_processed_dataset": True, "unfreeze_rank_ratio": 0.25, "effective_batch_size": 3,
                 "max_tokens_per_gpu": 64, "max_seq_len": 32, "learning_rate": 5e-3, "num_epochs": 3,
-                "nproc_per_node": 1, "remember": True, "base_memory": "weights", **changes,
+                "nproc_per_node": 1, "remember": True, **changes,
             }
         )  # fmt: skip
 
@@ -153,9 +153,9 @@ def test_a_first_link_protects_and_remembers_what_the_base_must_keep(
     train: Callable[..., TrainingResult], tiny_model: Path, tmp_path: Path, source: str
 ) -> None:
     text = write_rows(tmp_path / "text.jsonl", seed=2)
-    options = {"calibration": text} if source == "text" else {}
+    options = {"calibration": text} if source == "text" else {"base_memory": "samples"}
 
-    train("first", base_memory="samples", **options)
+    train("first", **options)
 
     memory = SubspaceMemory.load(tmp_path / "first" / "memory")
     assert memory.tasks == 2
@@ -170,7 +170,7 @@ def test_a_first_link_protects_and_remembers_what_the_base_must_keep(
 def test_a_run_that_remembers_from_weights_trains_as_one_that_does_not_remember(
     train: Callable[..., TrainingResult], tmp_path: Path
 ) -> None:
-    remembering, plain = train("remembering"), train("plain", remember=False, base_memory="samples")
+    remembering, plain = train("remembering"), train("plain", remember=False)
 
     files = [run.final_checkpoint / "model.safetensors" for run in (remembering, plain) if run.final_checkpoint]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -217,16 +217,16 @@ def test_a_run_that_goes_on_reads_what_the_base_must_keep_or_measures_it_again_a
 ) -> None:
     caplog.set_level(logging.INFO, "osft")
     text = write_rows(tmp_path / "text.jsonl", seed=2)
-    train("whole", base_memory="samples", calibration=text)
+    train("whole", calibration=text)
     with sigterm_after_first_step(), pytest.raises(PreemptedError):
-        train("stopped", base_memory="samples", calibration=text)
+        train("stopped", calibration=text)
     kept = tmp_path / "stopped" / "base_memory" / "memory.safetensors"
     assert kept.is_file()
     if is_lost:
         kept.unlink()
     caplog.clear()
 
-    train("stopped", base_memory="samples", calibration=text)
+    train("stopped", calibration=text)
 
     assert "the training goes on after step" in caplog.text
     assert ("memory of 1 tasks" in caplog.text) == is_lost
@@ -262,15 +262,15 @@ def test_a_folder_that_is_no_memory_is_refused_before_anything_is_loaded(
     with pytest.raises(MissingPathError, match="empty: holds no subspace memory"):
         train("out", subspace_memory=tmp_path / "empty")
     with pytest.raises(MissingPathError, match="calibration '.*nowhere' does not exist"):
-        train("out", base_memory="samples", calibration=tmp_path / "nowhere")
+        train("out", calibration=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_memory": "nothing"}, "base_memory='nothing' is not one of samples, weights"),
+        ({"base_memory": "nothing"}, "base_memory='nothing' is not one of weights, samples"),
         ({"protect_inputs_of": "text"}, "protect_inputs_of is for a run without a memory"),
-        ({"calibration": "text"}, "calibration and base_memory='weights' exclude each other"),
+        ({"calibration": "text", "base_memory": "samples"}, "calibration and base_memory='samples' exclude"),
         ({"calibration": "text", "remember": False}, "calibration is for remember=True"),
     ],
 )

@@ -41,7 +41,7 @@ def train_chain(folder: Path, world_size: int) -> None:
     train(config_of(folder, world_size, "first", calibration=text))
     memory = str(folder / f"{world_size} processes" / "first" / "memory")
     train(config_of(folder, world_size, "second", subspace_memory=memory))
-    train(config_of(folder, world_size, "sampled"))
+    train(config_of(folder, world_size, "sampled", base_memory="samples"))
 
 
 def join_chain(local_rank: int, port: int, folder: Path) -> None:
