@@ -14,6 +14,8 @@ from osft.workspace import Manifest, Workspace
 from run_local import run
 from tests.conftest import write_messages
 
+pytestmark = pytest.mark.usefixtures("forked_steps")
+
 
 def make_workspace(folder: Path, write_parity_task: Callable[[Path, str], None]) -> Workspace:
     """A workspace with a task and with data, as they would lie on a volume."""
@@ -62,7 +64,10 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, write_parity_task: Callable[[Path, str], None]
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    write_parity_task: Callable[[Path, str], None],
+    forked_steps: None,
 ) -> Chain:
     workspace = make_workspace(tmp_path_factory.mktemp("chain"), write_parity_task)
     arguments = make_arguments(tiny_model)
@@ -155,7 +160,7 @@ def test_a_bad_row_stops_the_run_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    # An interpreter whose path has a space, as in a checkout below such a folder.
+    # One whose path has a space, as in a checkout below such a folder.
     interpreter = tmp_path / "an interpreter"
     interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     interpreter.chmod(0o755)

@@ -13,6 +13,8 @@ from pipelines.ratio_sweep import ratio_sweep
 from run_local import run
 from tests.conftest import write_messages
 
+pytestmark = pytest.mark.usefixtures("forked_steps")
+
 
 @pytest.mark.slow
 def test_a_sweep_measures_the_base_once_and_promotes_the_model_of_the_chosen_ratio(
