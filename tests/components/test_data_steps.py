@@ -1,6 +1,5 @@
 """The steps up to the validation, called as functions for several runs on one workspace."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,6 @@ from osft.versions.lineage import Lineage
 from osft.workspace import MANIFEST_NAME, Manifest, Workspace, read_json
 
 ORIGIN = "org/base"
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points set logging up, for good; put back what was there, so that later tests see their log lines."""
-    logger = logging.getLogger("osft")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
 
 
 @pytest.fixture

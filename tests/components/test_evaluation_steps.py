@@ -1,6 +1,5 @@
 """The two evaluation steps, called as functions on a workspace that the steps before have filled."""
 
-import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,14 +17,6 @@ from components.forgetting_evaluation import forgetting_evaluation
 from osft.errors import EvaluationError
 from osft.versions.base_model import BaseModel
 from osft.workspace import Manifest, Workspace, as_json, write_json
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points set logging up, for good; put back what was there, so that later tests see their log lines."""
-    logger = logging.getLogger("osft")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
 
 
 @pytest.fixture

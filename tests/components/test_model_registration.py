@@ -1,6 +1,5 @@
 """The step that registers a promoted version, called as a function."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,6 @@ from components.model_registration import model_registration
 from osft.workspace import Manifest
 from tests.registration.server import TOKEN, serving
 from tests.registration.versions import publish
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points set logging up, for good; put back what was there, so that later tests see their log lines."""
-    logger = logging.getLogger("osft")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
 
 
 def test_the_step_registers_what_was_promoted_and_leaves_its_ids(

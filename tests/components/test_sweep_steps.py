@@ -1,6 +1,5 @@
 """The steps of a ratio sweep, called as functions around trainings that are made of plain scores."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +14,9 @@ from osft.sweep.ratio_runs import RatioRun
 from osft.versions.base_model import BASE_STEP
 from osft.versions.runs import runs_of
 from osft.workspace import Manifest, Workspace
+from tests.components.artifacts import artifact
 from tests.sweep.sweeps import SWEEP, finish_ratio, prepare_steps, right
 from tests.versions.finished_runs import MODEL
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points set logging up, for good; put back what was there, so that later tests see their log lines."""
-    logger = logging.getLogger("osft")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    root = tmp_path / "workspace"
-    root.mkdir()
-    monkeypatch.setenv("OSFT_WORKSPACE", str(root))
-    return Workspace(root)
-
-
-def artifact(kind: type[dsl.Artifact], workspace: Workspace, name: str, manifest: Manifest | None = None) -> Any:
-    """Return an artifact of the pipeline, with a manifest in it if it is an input."""
-    one = kind(uri=str(workspace.root.parent / name))
-    if manifest is not None:
-        manifest.save(one.path)
-    return one
 
 
 def begin_sweep(workspace: Workspace, ratios: list[Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The step that says where the training runs, called as a function."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,8 @@ CHOSEN: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A workspace, and logging put back as it was: the step sets it up for good."""
+    """A workspace."""
     monkeypatch.setenv("OSFT_WORKSPACE", str(tmp_path))
-    logger = logging.getLogger("osft")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
 
 
 def test_training_in_the_step_requests_what_the_parameters_say_as_texts() -> None:

@@ -1,6 +1,5 @@
 """The steps that know of versions, called as functions: what a run starts from, its promotion, the pruning."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,8 @@ from osft.errors import ConfigError
 from osft.versions.base_model import BaseModel
 from osft.versions.journal import Journal
 from osft.workspace import Manifest, Workspace
+from tests.components.artifacts import artifact
 from tests.versions.finished_runs import MODEL, ORIGIN, finish_run
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entry points set logging up, for good; put back what was there, so that later tests see their log lines."""
-    logger = logging.getLogger("osft")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    root = tmp_path / "workspace"
-    root.mkdir()
-    monkeypatch.setenv("OSFT_WORKSPACE", str(root))
-    return Workspace(root)
-
-
-def artifact(kind: type[dsl.Artifact], workspace: Workspace, name: str, manifest: Manifest | None = None) -> Any:
-    """Return an artifact of the pipeline, with a manifest in it if it is an input."""
-    one = kind(uri=str(workspace.root.parent / name))
-    if manifest is not None:
-        manifest.save(one.path)
-    return one
 
 
 def run_steps(workspace: Workspace, run_id: str, *, address: str = "") -> dict[str, Any]:
