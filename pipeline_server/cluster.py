@@ -19,10 +19,10 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from osft.errors import ConfigError, one_line
+from osft.login import SERVICE_ACCOUNT, TOKEN_CHARACTERS
 
 logger = logging.getLogger(__name__)
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_SECONDS = 10.0
 # The label of all routes of RHOAI's pipelines, and what the names of those begin with that are not the API's.
 ROUTES = "component=data-science-pipelines"
@@ -30,7 +30,6 @@ API_ROUTE = "ds-pipeline-"
 OTHER_ROUTES = ("ds-pipeline-ui-", "ds-pipeline-md-", "ds-pipeline-metadata-")
 # Under this name the operators of RHOAI and of Open Data Hub put the dashboard into the console's menu.
 DASHBOARD_LINK = "rhodslink"
-TOKEN_CHARACTERS = re.compile(r"[!-~]+")
 # The loader checks little of a kubeconfig: this is what else it raises on one that is broken.
 BROKEN = (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError)
 # What its messages say after the name of the file; an entry they name by all that is in it, a token included.

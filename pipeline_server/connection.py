@@ -11,14 +11,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from osft.errors import ConfigError
-from pipeline_server.cluster import SERVICE_ACCOUNT, Cluster, check_token
+from osft.login import LOOPBACK, SERVICE_ACCOUNT
+from pipeline_server.cluster import Cluster, check_token
 
 ENDPOINT = "KF_PIPELINES_ENDPOINT"
 TOKEN = "KF_PIPELINES_TOKEN"  # noqa: S105 its name
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"  # noqa: S105 its name
 AUTHORITIES = "KF_PIPELINES_SSL_SA_CERTS"
 DASHBOARD = "KF_PIPELINES_UI_ENDPOINT"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # The operator of RHOAI names the server of the application NAME so, and its route <that>-<project>.
 SERVER_PREFIX = "ds-pipeline-"
 NOWHERE = "https://ds-pipeline-dspa-PROJECT.apps.CLUSTER"

@@ -15,16 +15,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from osft.errors import ConfigError
+from osft.login import LOOPBACK, SERVICE_ACCOUNT, TOKEN_CHARACTERS
 
 TOKEN = "MODEL_REGISTRY_TOKEN"  # noqa: S105 its name
 AUTHORITY = "MODEL_REGISTRY_CA_CERT"
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 FORM = "https://HOST[:PORT], or http://HOST[:PORT] inside the cluster"
 DEFAULT_PORTS = {"https": 443, "http": 8080}
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SERVICE = re.compile(r".+\.svc(\.cluster\.local)?")
 HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
-TOKEN_CHARACTERS = re.compile(r"[!-~]+")
 # After them an address says more than scheme, host and port: a query may be a key, what is before "@" a password.
 MORE_THAN_A_HOST = re.compile(r"[@?#\s\x00-\x1f\x7f]")
 

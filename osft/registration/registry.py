@@ -33,7 +33,8 @@ from tenacity import (
 from tenacity.wait import wait_base
 
 from osft.errors import ConfigError, one_line
-from osft.registration.connection import LOOPBACK, Connection
+from osft.login import LOOPBACK
+from osft.registration.connection import Connection
 from osft.registration.errors import NO_ANSWER, UNREADABLE, as_registry_error, may_pass
 
 logger = logging.getLogger(__name__)
